@@ -1,0 +1,159 @@
+"""Config files in, frozen dataclasses out: the one place that knows `ml_collections`.
+
+A config file is Python with `get_config() -> ml_collections.ConfigDict`. Values can be changed on the command line:
+`--config.stages.align.steps=200`. Unknown keys raise and suggest the nearest.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import json
+import pathlib
+import runpy
+import types
+import typing
+from typing import Any, Mapping, Sequence
+
+import ml_collections
+
+from vlm_jax.data.processor import ProcessorConfig
+from vlm_jax.data.registry import SourceConfig
+from vlm_jax.models.model import ModelConfig
+from vlm_jax.training.loop import LoopConfig, StageConfig
+from vlm_jax.training.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Tasks to run after the last stage on `source` (records held out from training), the first `examples` of it."""
+
+    tasks: tuple[str, ...] = ()
+    source: SourceConfig | None = None
+    examples: int = 256
+    batch: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `run` names the stages in order; `notes` are shown in the report."""
+
+    model: ModelConfig
+    processor: ProcessorConfig
+    stages: Mapping[str, StageConfig]
+    run: tuple[str, ...]
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    loop: LoopConfig = LoopConfig()
+    evals: EvalConfig = EvalConfig()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in self.run:
+            if name not in self.stages:
+                raise ValueError(f"config.run names the stage '{name}'{nearest(name, self.stages)}; "
+                                 f"the config has {', '.join(self.stages)}.")
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain nested dict of a config file with `--config.a.b=value` overrides applied."""
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"There is no config file {path}.")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise ValueError(f"{path} has no get_config(); a config file returns an ml_collections.ConfigDict from it.")
+    config = get_config()
+    for override in overrides:
+        _override(config, override)
+    return json.loads(json.dumps(config.to_dict()))  # what config.json will hold, no more
+
+
+def _override(config: ml_collections.ConfigDict, override: str) -> None:
+    key, sign, text = override.removeprefix("--config.").partition("=")
+    if not override.startswith("--config.") or not sign:
+        raise ValueError(f"Unknown argument '{override}'; config values are set as --config.path.to.key=value.")
+    *parents, last = key.split(".")
+    node = config
+    for i, part in enumerate([*parents, last]):
+        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+            where = ".".join(["config", *key.split(".")[:i]])
+            known = node if isinstance(node, ml_collections.ConfigDict) else ()
+            raise ValueError(f"Unknown config key '{part}' in {where}{nearest(part, known)}.")
+        parent, node = node, node[part]
+    parent[last] = _parse(text, node, key)
+
+
+def _parse(text: str, old: Any, key: str) -> Any:
+    """The value that `text` spells, of the type of the value it replaces."""
+    if isinstance(old, str):
+        return text
+    if isinstance(old, ml_collections.ConfigDict):
+        raise ValueError(f"config.{key} is a group; set one of its keys: {', '.join(old)}.")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = tuple(text.split(",")) if isinstance(old, (tuple, list)) or text.count(",") else text
+    if isinstance(old, (tuple, list)) and isinstance(value, (str, int, float)):
+        value = (value,)
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if old is not None and not isinstance(value, (type(old), tuple if isinstance(old, list) else type(old))):
+        raise ValueError(f"config.{key} is {old!r}, a {type(old).__name__}; '{text}' is not.")
+    return value
+
+
+def resolve(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from the nested dict of `load`."""
+    return build(RunConfig, values, "config")
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`: dataclasses from mappings, strict about their keys."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _build_union([a for a in args if a is not type(None)], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where)
+    if origin in (Mapping, typing.Mapping, dict) or getattr(origin, "__name__", "") == "Mapping":
+        return {name: build(args[1], item, f"{where}.{name}") for name, item in value.items()}
+    return _freeze(value) if isinstance(value, list) else value
+
+
+def _build_union(kinds: list[Any], value: Any, where: str) -> Any:
+    if value is None:
+        return None
+    if len(kinds) == 1:
+        return build(kinds[0], value, where)
+    if not isinstance(value, Mapping):
+        return _freeze(value)
+    named = {k.kind: k for k in kinds}
+    name = value.get("kind")
+    if name not in named:
+        raise ValueError(f"{where}.kind is {name!r}; choose one of {', '.join(named)}.")
+    return build(named[name], {k: v for k, v in value.items() if k != "kind"}, where)
+
+
+def _build_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {value!r}; it must be a group with the keys of {kind.__name__}.")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            raise ValueError(f"Unknown config key '{name}' in {where}{nearest(name, fields)}.")
+    for name, field in fields.items():
+        if name not in value and field.default is dataclasses.MISSING and \
+                field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"The config key {where}.{name} is missing.")
+    return kind(**{name: build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A suggestion for a mistyped name, or nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""

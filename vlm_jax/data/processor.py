@@ -1,0 +1,128 @@
+"""The processor: everything between a person's image and text and the model's arrays. It belongs to the model, is
+saved beside its weights, and is what training, evaluation and chat all use."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Sequence
+
+import numpy as np
+
+from vlm_jax.data.images import ImageProcessor
+from vlm_jax.data.records import IMAGE_MARK, Conversation, Message, Record
+from vlm_jax.data.rows import Tokens, build_row, fit
+from vlm_jax.data.templates import LAYOUTS, count_marks, render, template
+from vlm_jax.data.tokenizer import BOS, EOS, IMAGE, PAD, Tokenizer
+from vlm_jax.models.tokens import num_visual_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorConfig:
+    """`tokenizer` is a tokenizer.json or a workdir to take it from; empty trains one of `vocab_size` ids.
+
+    `template` and `layout` (interleaved, front, delimited) say how a conversation becomes a row.
+    """
+
+    image: ImageProcessor
+    tokenizer: str = ""
+    vocab_size: int = 512
+    template: str = "llava"
+    layout: str = "interleaved"
+
+    def __post_init__(self):
+        template(self.template)
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"Image layout '{self.layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
+
+
+class Processor:
+    """`vision` is the vision config, which decides how many tokens an image takes; `context` the text tower's."""
+
+    def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer, vision, context: int | None = None):
+        self.config, self.tokenizer, self.context = config, tokenizer, context
+        self.template = template(config.template)
+        self.tokens_per_image = num_visual_tokens(vision, vision.image_size, vision.image_size)
+        self.pad_id, self.bos_id, self.eos_id = (tokenizer.special[t] for t in (PAD, BOS, EOS))
+        self.banned_ids = tuple(i for i in tokenizer.special.values() if i != self.eos_id)  # never to be generated
+
+    def text(self, text: str) -> np.ndarray:
+        """Row of the text tower [context] int32: begin, text, end, padding; long text loses its tail, not the end."""
+        ids = [self.bos_id, *self.tokenizer.encode(text)[: self.context - 2], self.eos_id]
+        return np.array(ids + [self.pad_id] * (self.context - len(ids)), np.int32)
+
+    def images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Pixel values [n, size, size, 3] float32 of uint8 images H x W x 3."""
+        return np.stack([self.config.image(image) for image in images])
+
+    def conversation(self, conversation: Conversation, name: str = "conversation") -> Tokens:
+        """Tokens of one conversation; `<image>` mark i takes the visual tokens of slot i."""
+        ids, loss, index, slot = [], [], [], 0
+        for piece in render(self.template, conversation, self.config.layout):
+            if piece.special and piece.text == IMAGE:
+                n = self.tokens_per_image
+                ids += [self.tokenizer.special[IMAGE]] * n
+                index += range(slot * n, (slot + 1) * n)
+                slot += 1
+            elif piece.special:
+                ids.append(self.tokenizer.special[piece.text])
+            else:
+                ids += self.tokenizer.encode(piece.text)
+            loss += [int(piece.loss)] * (len(ids) - len(loss))
+            index += [-1] * (len(ids) - len(index))
+        return Tokens(*(np.array(values, np.int32) for values in (ids, loss, index)))
+
+    def row(self, record: Record, length: int, slots: int, loss: str = "answers") -> dict[str, np.ndarray]:
+        """One training row and its images [slots, size, size, 3] (see `build_row`).
+
+        `slots` 0 makes a text-only row: the marks are taken out. `loss` "all" teaches every token but the first.
+        """
+        name = record.name
+        conversations = [self._checked(c, record, slots, name) for c in record.conversations]
+        tokens = [self.conversation(c, name) for c in conversations]
+        if loss == "all":
+            tokens = [dataclasses.replace(t, loss=(t.image_index < 0).astype(np.int32)) for t in tokens]
+        kept = fit(tokens, length, name)
+        if sum(map(len, kept)) < sum(map(len, tokens)):
+            warnings.warn(f"Some conversations do not fit into rows of {length} tokens and are cut or left out "
+                          f"(first: {name}); raise the stage's data.format.length.", stacklevel=2)
+        row = build_row(kept, length)
+        if slots:
+            row["images"] = np.zeros((slots, *self.config.image.size, 3), np.float32)
+            row["images"][: len(record.images)] = self.images(record.images)
+        return row
+
+    def _checked(self, conversation: Conversation, record: Record, slots: int, name: str) -> Conversation:
+        if slots == 0:
+            return tuple(dataclasses.replace(m, text=m.text.replace(IMAGE_MARK + "\n", "").replace(IMAGE_MARK, ""))
+                         if m.role == "user" else m for m in conversation)
+        if count_marks(conversation) != len(record.images):
+            raise ValueError(f"{name}: {count_marks(conversation)} {IMAGE_MARK} marks for {len(record.images)} "
+                             f"images; write one mark for each image.")
+        if len(record.images) > slots:
+            raise ValueError(f"{name}: {len(record.images)} images, a row has {slots} image slots; "
+                             f"raise the stage's data.format.image_slots.")
+        return conversation
+
+    def prompts(self, conversations: Sequence[Conversation], multiple: int = 16) -> dict[str, np.ndarray]:
+        """Left-padded generation prompts: tokens, segment_ids and image_index, int32 [batch, length].
+
+        Lengths are rounded up to `multiple`, so that a compiled generator is met again.
+        """
+        rows = [self.conversation(c) for c in conversations]
+        length = -(-max(map(len, rows)) // multiple) * multiple
+        pad = lambda values, fill: np.stack(
+            [np.concatenate([np.full(length - len(v), fill, np.int32), v]) for v in values])
+        return {"tokens": pad([r.ids for r in rows], self.pad_id),
+                "segment_ids": pad([np.zeros(len(r), np.int32) for r in rows], -1),
+                "image_index": pad([r.image_index for r in rows], -1)}
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, up to the first end token."""
+        ids = [int(i) for i in ids]
+        return self.tokenizer.decode(ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids).strip()
+
+    def question(self, text: str, images: int = 1) -> Conversation:
+        """A user's question about `images` images, marks in front unless the text already has them."""
+        marks = "" if IMAGE_MARK in text else (IMAGE_MARK + "\n") * images
+        return (Message("user", marks + text),)

@@ -1,0 +1,76 @@
+"""The tokenizer: a byte-level BPE through the `tokenizers` library, trained on a run's own text or loaded from a file.
+
+Any text can be encoded (bytes are its alphabet), and no text becomes a special token: those enter as ids, never as
+strings.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Iterable, Sequence
+
+import tokenizers
+from etils import epath
+
+PAD, BOS, EOS, IMAGE, IMAGE_START, IMAGE_END = SPECIAL_TOKENS = (
+    "<pad>", "<s>", "</s>", "<image>", "<image_start>", "<image_end>")
+
+
+class Tokenizer:
+    """Encodes plain text; `special` maps each special token to its id."""
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        backend.encode_special_tokens = True  # "</s>" in a user's text is five characters, not the end token
+        self.backend = backend
+        self.special = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
+        missing = [token for token, number in self.special.items() if number is None]
+        if missing:
+            raise ValueError(f"The tokenizer has no {', '.join(missing)}; train it with vlm_jax.data.tokenizer.train.")
+        # Templates and short answers come again and again: a cache takes most of the cost of a row.
+        self._ids = functools.lru_cache(maxsize=2**14)(lambda text: backend.encode(text, add_special_tokens=False).ids)
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: nothing is added in front or behind."""
+        return list(self._ids(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; special tokens are left out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def to_json(self) -> str:
+        return self.backend.to_str(pretty=True)
+
+
+def load(path: epath.PathLike) -> Tokenizer:
+    """Reads a `tokenizer.json`, or the one in a workdir."""
+    path = epath.Path(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"There is no tokenizer at {path}; set processor.tokenizer to a tokenizer.json.")
+    try:
+        backend = tokenizers.Tokenizer.from_str(path.read_text())
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer file of the tokenizers library ({error}).") from error
+    return Tokenizer(backend)
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` ids, the 256 bytes and the special tokens included.
+
+    The same texts in the same order give the same tokenizer.
+    """
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size {vocab_size} is too small; bytes and special tokens alone need {smallest}.")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)

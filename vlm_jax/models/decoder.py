@@ -1,0 +1,83 @@
+"""g_phi: a Llama-style decoder (RMSNorm, rotary positions, grouped-query attention, SwiGLU) with an explicit cache."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.models.layers import Linear, Norm
+from vlm_jax.models.mask import SequenceInfo, empty
+from vlm_jax.models.transformer import (
+    LayerCache, Params, TransformerConfig, apply_blocks, declare_blocks, unstack)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    vocab_size: int
+    transformer: TransformerConfig
+    tie_embeddings: bool = False
+
+
+@struct.dataclass
+class KVCache:
+    """What a decoder remembers of the tokens so far; goes in, comes out, and is never changed in place.
+
+    layers: per layer (keys, values), each [b, slots, kv_heads, head_dim].
+    info: description of the tokens in the slots [b, slots]; segment -1 marks an unused slot.
+    length: int32 scalar, slots written so far (the same for all rows; a row's padding uses slots too).
+    """
+
+    layers: tuple[LayerCache, ...]
+    info: SequenceInfo
+    length: Int[Array, ""]
+
+
+def init_cache(config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32) -> KVCache:
+    t = config.transformer
+    buffer = jnp.zeros((batch, slots, t.groups, t.dim), dtype)
+    return KVCache(((buffer, buffer),) * t.layers, empty(batch, slots), jnp.int32(0))
+
+
+def unstack_decoder(params: Params, config: DecoderConfig) -> Params:
+    """A decoder's parameters with the blocks as one tree a layer: do it once, before a decoding loop."""
+    return {**params, "blocks": unstack(params["blocks"], config.transformer.layers)}
+
+
+class Decoder(nn.Module):
+    config: DecoderConfig
+
+    def setup(self):
+        c, t = self.config, self.config.transformer
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, t.width))
+        self.blocks = declare_blocks(self, t)
+        self.norm_post = Norm(t.norm, t.norm_eps)
+        if not c.tie_embeddings:
+            self.lm_head = Linear(c.vocab_size, use_bias=False)
+
+    def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        return self.embedding[tokens]
+
+    def hidden(self, x: Float[Array, "b t d"], info: SequenceInfo, cache: KVCache | None = None):
+        """Embedded tokens to final hidden states [b, t, d], and the cache with these tokens added."""
+        c = self.config.transformer
+        if cache is None:
+            states, _ = apply_blocks(c, self.blocks, x, info)
+            return self.norm_post(states[-1]), None
+        kv_info = cache.info.write(info, cache.length)
+        states, layers = apply_blocks(c, self.blocks, x, info, kv_info, cache.layers, cache.length)
+        return self.norm_post(states[-1]), KVCache(layers, kv_info, cache.length + x.shape[1])
+
+    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t vocab"]:
+        """Next-token logits, float32."""
+        if self.config.tie_embeddings:
+            return (hidden @ self.embedding.T.astype(hidden.dtype)).astype(jnp.float32)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def __call__(self, tokens: Int[Array, "b t"], info: SequenceInfo, cache: KVCache | None = None):
+        """Plain language model: (logits [b, t, vocab], cache)."""
+        hidden, cache = self.hidden(self.embed(tokens), info, cache)
+        return self.logits(hidden), cache

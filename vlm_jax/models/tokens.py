@@ -1,0 +1,32 @@
+"""How many visual tokens an image costs: the one function that data, models and cost estimates all ask.
+
+Plain integers and no JAX, so that a data worker can import it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def patch_grid(image_size: int, patch_size: int) -> tuple[int, int]:
+    """(rows, columns) of patches of a square image; raises where the patches do not tile it."""
+    if image_size % patch_size:
+        raise ValueError(
+            f"image_size {image_size} is not divisible by patch_size {patch_size}; "
+            f"use {image_size // patch_size * patch_size} or {(image_size // patch_size + 1) * patch_size} pixels."
+        )
+    return image_size // patch_size, image_size // patch_size
+
+
+def num_visual_tokens(model: Any, width: int, height: int) -> int:
+    """Visual tokens that an image of `width` x `height` pixels takes in the decoder's row.
+
+    `model` is a loaded model, a model config or a vision config. A fixed-size encoder resizes every image to its
+    own `image_size`, so that V = (image_size / patch_size)^2 whatever the image: 576 at 336/14, 196 at 224/16.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"An image of {width} x {height} pixels has no tokens; width and height must be positive.")
+    for child in ("config", "vision"):  # a loaded model holds a config, a model config holds the vision config
+        model = getattr(model, child, model)
+    rows, columns = patch_grid(model.image_size, model.patch_size)
+    return rows * columns

@@ -1,0 +1,165 @@
+"""One transformer block with explicit options, and the stack that every tower runs it in.
+
+The parameters of a tower's blocks are stacked on a leading layer axis (`blocks/attn/q/kernel: [layers, in, out]`).
+How the blocks are executed is not visible in that tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.models.attention import attention, attention_weights
+from vlm_jax.models.layers import Linear, Mlp, Norm, rotate
+from vlm_jax.models.mask import SequenceInfo, describe
+
+Params = Any
+LayerCache = tuple[Float[Array, "b s g d"], Float[Array, "b s g d"]]  # keys, values
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and options of a stack of pre-norm blocks.
+
+    `kv_heads` below `heads` is grouped-query attention; `rope_theta` None means no rotary positions.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    activation: str = "gelu"
+    gated_mlp: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    rope_theta: float | None = None
+    window: int | None = None
+
+    def __post_init__(self):
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; change one or set head_dim.")
+        if self.heads % self.groups:
+            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.groups}; change one of them.")
+
+    @property
+    def groups(self) -> int:
+        """Number of key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def dim(self) -> int:
+        """Size of one head."""
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def out_std(self) -> float:
+        """Initial scale of layers that write to the residual stream (OpenAI CLIP: width^-.5 (2 layers)^-.5)."""
+        return (self.width * 2 * self.layers) ** -0.5
+
+
+class Attention(nn.Module):
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.q = Linear(c.heads * c.dim, c.attention_bias)
+        self.k = Linear(c.groups * c.dim, c.attention_bias)
+        self.v = Linear(c.groups * c.dim, c.attention_bias)
+        self.o = Linear(c.width, c.attention_bias, std=c.out_std)
+
+    def heads(self, x: Float[Array, "b t w"], info: SequenceInfo | None):
+        """Queries [b t h d], keys and values [b t g d], rotated where the config asks for it."""
+        c, lead = self.config, x.shape[:2]
+        q = self.q(x).reshape(*lead, c.heads, c.dim)
+        k, v = (layer(x).reshape(*lead, c.groups, c.dim) for layer in (self.k, self.v))
+        if c.rope_theta is not None:
+            q, k = (rotate(y, info.positions, c.rope_theta) for y in (q, k))
+        return q, k, v
+
+    def __call__(self, x, info, kv_info, cache: LayerCache | None, start):
+        q, k, v = self.heads(x, info)
+        if cache is not None:
+            k, v = (lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0, 0))
+                    for old, new in zip(cache, (k, v)))
+            cache = (k, v)
+        y = attention(q, k, v, info, kv_info, window=self.config.window)
+        return self.o(y.reshape(*x.shape[:2], -1)), cache
+
+
+class Block(nn.Module):
+    """x + attn(norm(x)), then x + mlp(norm(x))."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.norm1, self.norm2 = Norm(c.norm, c.norm_eps), Norm(c.norm, c.norm_eps)
+        self.attn = Attention(c)
+        self.mlp = Mlp(c.mlp_width, c.activation, c.gated_mlp, c.mlp_bias, c.out_std)
+
+    def __call__(self, x, info=None, kv_info=None, cache=None, start=0):
+        y, cache = self.attn(self.norm1(x), info, kv_info, cache, start)
+        x = x + y
+        return x + self.mlp(self.norm2(x)), cache
+
+    def weights(self, x: Float[Array, "b t w"], info: SequenceInfo | None = None) -> Float[Array, "b h t t"]:
+        """The attention weights this block computes on its input: to look at, not used in training."""
+        q, k, _ = self.attn.heads(self.norm1(x), info)
+        weights = attention_weights(q, k, info, info, window=self.config.window)
+        return weights.reshape(x.shape[0], self.config.heads, *weights.shape[-2:])
+
+
+def init_blocks(rng: Array, config: TransformerConfig) -> Params:
+    """Parameters of all blocks, stacked on a leading layer axis."""
+    x = jnp.zeros((1, 1, config.width))
+    info = describe(jnp.zeros((1, 1), jnp.int32))
+    init = lambda key: Block(config, parent=None).init(key, x, info, info)["params"]
+    return jax.vmap(init)(jax.random.split(rng, config.layers))
+
+
+def declare_blocks(module: nn.Module, config: TransformerConfig) -> Params:
+    """Declares `blocks` under a module and returns its parameters, stacked or (while decoding) unstacked."""
+    if module.is_initializing():
+        return module.param("blocks", init_blocks, config)
+    return module.get_variable("params", "blocks")
+
+
+def unstack(params: Params, layers: int) -> tuple[Params, ...]:
+    """One tree a layer. Decoding does this once: slicing the stack inside the token loop costs bandwidth."""
+    return tuple(jax.tree.map(lambda leaf: leaf[i], params) for i in range(layers))
+
+
+def apply_blocks(
+    config: TransformerConfig,
+    params: Params,
+    x: Float[Array, "b t w"],
+    info: SequenceInfo | None = None,
+    kv_info: SequenceInfo | None = None,
+    caches: tuple[LayerCache, ...] | None = None,
+    start: Int[Array, ""] | int = 0,
+) -> tuple[list[Float[Array, "b t w"]], tuple[LayerCache, ...] | None]:
+    """Runs the stack; returns [input, after block 1, ..., after the last block] and the updated caches.
+
+    `kv_info` describes the keys when a cache is given (tokens are written from slot `start` on), else the keys are
+    the tokens themselves. Hidden states that the caller drops cost nothing under jit.
+    """
+    layers = params if isinstance(params, tuple) else unstack(params, config.layers)
+    kv_info = info if kv_info is None else kv_info
+    block = Block(config, parent=None)  # applied as a pure function of its slice of the parameters
+    hidden, updated = [x], []
+    for i, layer in enumerate(layers):
+        cache = None if caches is None else caches[i]
+        x, cache = block.apply({"params": layer}, x, info, kv_info, cache, start)
+        hidden.append(x)
+        updated.append(cache)
+    return hidden, None if caches is None else tuple(updated)

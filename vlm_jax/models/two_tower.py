@@ -1,0 +1,70 @@
+"""The two-tower assembly: image and text in one space, compared by a scaled dot product (CLIP, SigLIP)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.models.layers import Linear
+from vlm_jax.models.text import TextConfig, TextTower
+from vlm_jax.models.vit import ViT, ViTConfig, VisionOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastConfig:
+    """The shared space. `scale` and `bias` are the initial values of the learnable temperature 1/tau and bias.
+
+    CLIP starts at scale 1/0.07 without a bias, SigLIP at scale 10 and bias -10. The scale is capped at `max_scale`.
+    """
+
+    embed_dim: int
+    scale: float = 1 / 0.07
+    bias: float | None = None
+    max_scale: float = 100.0
+
+
+def normalise(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """x / |x| in float32, with a gradient that stays finite at 0."""
+    x = x.astype(jnp.float32)
+    return x / jnp.sqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+class TwoTower(nn.Module):
+    vision_config: ViTConfig
+    text_config: TextConfig
+    contrast: ContrastConfig
+
+    def setup(self):
+        self.vision = ViT(self.vision_config)
+        self.text = TextTower(self.text_config)
+        self.vision_projection = Linear(self.contrast.embed_dim, use_bias=False)
+        self.text_projection = Linear(self.contrast.embed_dim, use_bias=False)
+        self.log_scale = self.param("logit_scale", nn.initializers.constant(math.log(self.contrast.scale)), ())
+        if self.contrast.bias is not None:
+            self.logit_bias = self.param("logit_bias", nn.initializers.constant(self.contrast.bias), ())
+
+    def encode_image(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b e"], VisionOutput]:
+        """Normalised image embeddings, and all else the encoder saw."""
+        out = self.vision(images)
+        return normalise(self.vision_projection(out.pooled)), out
+
+    def embed_features(self, features: Float[Array, "*b f"]) -> Float[Array, "*b e"]:
+        """Patch features (or means of them) in the shared space, by the way the pooled output takes."""
+        return normalise(self.vision_projection(self.vision.norm_post(features)))
+
+    def encode_text(self, tokens: Int[Array, "b t"]) -> Float[Array, "b e"]:
+        """Normalised text embeddings."""
+        return normalise(self.text_projection(self.text(tokens)))
+
+    def scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """logits = scale * <image, text> + bias; the bias is 0 where the config has none."""
+        scale = jnp.exp(jnp.minimum(self.log_scale, math.log(self.contrast.max_scale)))
+        return scale, self.logit_bias if self.contrast.bias is not None else jnp.zeros(())
+
+    def __call__(self, images: Float[Array, "b h w 3"], tokens: Int[Array, "b t"]):
+        """(image embeddings, text embeddings, scale, bias)."""
+        return self.encode_image(images)[0], self.encode_text(tokens), *self.scale_and_bias()

@@ -1,0 +1,115 @@
+"""f_v: the Vision Transformer (arXiv 2010.11929), with the options of CLIP's image tower (arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from vlm_jax.models.layers import Linear, Norm
+from vlm_jax.models.tokens import patch_grid
+from vlm_jax.models.transformer import TransformerConfig, apply_blocks, declare_blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """`feature_layer` counts hidden states as Hugging Face does: 0 is the input of the first block, -1 the output of
+    the last, -2 the layer before it (LLaVA). `pool` is "cls" (a class token) or "mean" (over the patches)."""
+
+    image_size: int
+    patch_size: int
+    transformer: TransformerConfig
+    pool: str = "cls"
+    pre_norm: bool = True
+    patch_bias: bool = False
+    feature_layer: int = -2
+
+    def __post_init__(self):
+        patch_grid(self.image_size, self.patch_size)
+        if self.pool not in ("cls", "mean"):
+            raise ValueError(f"pool '{self.pool}' is unknown; choose 'cls' or 'mean'.")
+        layers = self.transformer.layers
+        if not -layers - 1 <= self.feature_layer <= layers:
+            raise ValueError(f"feature_layer {self.feature_layer} does not exist in a tower of {layers} layers.")
+
+
+@struct.dataclass
+class Features:
+    """What the eyes hand on: the contract between an encoder and everything after it.
+
+    features: [b, V, F] float; positions: [b, V, 2] int32, row and column in the patch grid; mask: [b, V] bool, real.
+    """
+
+    features: Float[Array, "b v f"]
+    positions: Int[Array, "b v 2"]
+    mask: Bool[Array, "b v"]
+
+
+@struct.dataclass
+class VisionOutput:
+    """pooled: one vector an image [b, F], after the final norm; patches: the features of the chosen layer."""
+
+    pooled: Float[Array, "b f"]
+    patches: Features
+
+
+def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n ppc"]:
+    """Cuts images into patches, row by row; channels vary fastest inside a patch (the order of an HWIO kernel).
+
+    A reshape and a matmul equal the strided convolution and run twice as fast backwards on CPU.
+    """
+    b, h, w, c = images.shape
+    x = images.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // patch) * (w // patch), patch * patch * c)
+
+
+class ViT(nn.Module):
+    config: ViTConfig
+
+    def setup(self):
+        c, t = self.config, self.config.transformer
+        rows, columns = patch_grid(c.image_size, c.patch_size)
+        table = nn.initializers.normal(t.width**-0.5)
+        self.patch_embed = Linear(t.width, use_bias=c.patch_bias)
+        if c.pool == "cls":
+            self.class_token = self.param("class_token", table, (t.width,))
+        self.position_embedding = self.param("position_embedding", table, (rows * columns + self.prefix, t.width))
+        if c.pre_norm:
+            self.norm_pre = Norm(t.norm, t.norm_eps)
+        self.blocks = declare_blocks(self, t)
+        self.norm_post = Norm(t.norm, t.norm_eps)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches."""
+        return 1 if self.config.pool == "cls" else 0
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
+        """Encodes images of image_size x image_size pixels, already normalised by the model's preprocessing."""
+        c = self.config
+        if images.shape[1:3] != (c.image_size, c.image_size):
+            raise ValueError(f"Images are {images.shape[1]}x{images.shape[2]}, the encoder takes "
+                             f"{c.image_size}x{c.image_size}; run them through the model's image processor.")
+        hidden, _ = apply_blocks(c.transformer, self.blocks, self.embed(images))
+        if c.pool == "cls":
+            pooled = self.norm_post(hidden[-1][:, 0])
+        else:
+            pooled = self.norm_post(hidden[-1]).mean(axis=1)
+        return VisionOutput(pooled, self._features(hidden[c.feature_layer][:, self.prefix:]))
+
+    def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n w"]:
+        """Patches (and the class token) as the first block sees them."""
+        x = self.patch_embed(patchify(images, self.config.patch_size))
+        if self.prefix:
+            cls = jnp.broadcast_to(self.class_token, (x.shape[0], 1, x.shape[-1])).astype(x.dtype)
+            x = jnp.concatenate([cls, x], axis=1)
+        x = x + self.position_embedding.astype(x.dtype)
+        return self.norm_pre(x) if self.config.pre_norm else x
+
+    def _features(self, x: Float[Array, "b v f"]) -> Features:
+        rows, columns = patch_grid(self.config.image_size, self.config.patch_size)
+        grid = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
+        return Features(x, jnp.broadcast_to(grid, (x.shape[0], *grid.shape)), jnp.ones(x.shape[:2], bool))

@@ -1,0 +1,151 @@
+"""python -m vlm_jax.train --config configs/quickstart.py --workdir DIR [--config.path.to.key=value ...]
+
+Trains the stages of a config, evaluates, and writes a report. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import sys
+from typing import Any, Iterator
+
+import jax
+import numpy as np
+from etils import epath
+
+from vlm_jax import cli, config as configs
+from vlm_jax.data import tokenizer as tokenizers
+from vlm_jax.data.pipeline import texts
+from vlm_jax.data.processor import Processor
+from vlm_jax.data.registry import open_source
+from vlm_jax.data.templates import template
+from vlm_jax.models.model import abstract_params, init_params
+from vlm_jax.pretrained import processor_for
+from vlm_jax.training.loop import Run, run_stage
+from vlm_jax.training.metrics import MetricsLog, write_atomically
+from vlm_jax.training.rules import flatten
+from vlm_jax.training.sharding import make_mesh
+from vlm_jax.training.state import sharded
+from vlm_jax.weights.checkpoints import Checkpoints, read_json
+
+TOKENIZER_RECORDS = 2000  # what a run's own tokenizer is trained on
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vlm_jax.train", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    parser.add_argument("--workdir", required=True, help="where checkpoints, metrics and the report go")
+    args, overrides = parser.parse_known_args()
+    train(configs.load(args.config, overrides), epath.Path(args.workdir))
+
+
+def train(values: dict[str, Any], workdir: epath.Path) -> None:
+    """Runs a resolved config in a workdir to its end; a finished workdir is left as it is."""
+    config = configs.resolve(values)
+    with claimed(workdir, values):
+        if (workdir / "summary.json").exists():
+            print(f"{workdir} is finished; nothing to do.", file=sys.stderr)
+            return
+        mesh = make_mesh(config.mesh)
+        with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
+            params = run_stages(config, workdir, mesh, checkpoints)
+        finish(config, workdir, params)
+
+
+@contextlib.contextmanager
+def claimed(workdir: epath.Path, values: dict[str, Any]) -> Iterator[None]:
+    """Makes the workdir this run's: its config.json must be the same, and no other process may be in it.
+
+    The lock is the kernel's, on an open file: a killed process leaves nothing that blocks.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if isinstance(workdir, epath.Path) and "://" not in str(workdir):
+            lock = stack.enter_context((workdir / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(f"Another process is training in {workdir}; wait for it or give another "
+                                 f"--workdir.") from error
+        path = workdir / "config.json"
+        if path.exists():
+            difference = first_difference(read_json(path), values, "config")
+            if difference:
+                raise ValueError(f"{path} holds another config ({difference}); give another --workdir, or the config "
+                                 f"it was started with.")
+        else:
+            write_atomically(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
+        yield
+
+
+def first_difference(old: Any, new: Any, where: str) -> str:
+    """The first key in which two configs differ, in words; empty where they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            found = first_difference(old.get(key), new.get(key), f"{where}.{key}")
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{where} was {old!r}, now {new!r}"
+
+
+def run_stages(config: configs.RunConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, checkpoints: Checkpoints) -> Any:
+    """All stages in order, from the newest checkpoint on; returns the final parameters."""
+    number = checkpoints.latest()
+    meta = checkpoints.meta(number) if number is not None else {"stage": config.run[0], "step": 0}
+    reached = (config.run.index(meta["stage"]), meta["step"])
+    log = MetricsLog(workdir / "metrics.jsonl", lambda r: (config.run.index(r["stage"]), r["step"]) <= reached)
+    run = Run(config.model, make_processor(config, workdir), mesh, config.seed, log, checkpoints, config.loop)
+    if number is None:
+        params = sharded(lambda: init_params(config.model, jax.random.key(config.seed)), mesh)
+    else:
+        params = abstract_params(config.model)
+    offset = 0
+    for i, name in enumerate(config.run):
+        stage = config.stages[name]
+        if i >= reached[0]:
+            resume = number if i == reached[0] else None
+            params = run_stage(run, name, stage, params, offset=offset, resume=resume)
+        offset += stage.steps
+    return params
+
+
+def make_processor(config: configs.RunConfig, workdir: epath.Path) -> Processor:
+    """The run's processor; its tokenizer is the workdir's, else the config's, else trained on the run's own text."""
+    path = workdir / "tokenizer.json"
+    if path.exists():
+        tokenizer = tokenizers.load(path)
+    elif config.processor.tokenizer:
+        tokenizer = tokenizers.load(config.processor.tokenizer)
+    else:
+        sources = dict.fromkeys(config.stages[name].data.source for name in config.run)
+        chat = template(config.processor.template)
+        said = (text for source in sources for text in texts(open_source(source), TOKENIZER_RECORDS, chat))
+        tokenizer = tokenizers.train(said, config.processor.vocab_size)
+    if not path.exists():
+        write_atomically(path, tokenizer.to_json())
+    return processor_for(config, tokenizer)
+
+
+def params_sha256(params: Any) -> str:
+    """One hash over all parameters: path, shape, dtype and bytes of each leaf, in path order."""
+    digest = hashlib.sha256()
+    for path, leaf in flatten(params).items():
+        value = np.asarray(leaf)
+        digest.update(f"{path} {value.shape} {value.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def finish(config: configs.RunConfig, workdir: epath.Path, params: Any) -> None:
+    """Evaluates, writes the report, and last the summary: its presence says that the run is complete."""
+    figures = {}
+    write_atomically(workdir / "summary.json", json.dumps({**figures, "params_sha256": params_sha256(params)}) + "\n")
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,156 @@
+"""The one loop: a stage is (data, objective, trainable rules, init_from), and this runs any of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vlm_jax.data.pipeline import DataConfig, batches, stage_seed
+from vlm_jax.data.processor import Processor
+from vlm_jax.models.model import ModelConfig
+from vlm_jax.objectives.registry import ObjectiveConfig, make_objective
+from vlm_jax.training.metrics import MetricsLog
+from vlm_jax.training.optimizer import OptimizerConfig, count, make_optimizer, peak_rate, schedule, trainable_paths
+from vlm_jax.training.rules import Rules, flatten
+from vlm_jax.training.sharding import check_batch, put_batch, state_shardings
+from vlm_jax.training.state import TrainState, fresh_state, sharded
+from vlm_jax.training.step import compile_step
+from vlm_jax.weights.checkpoints import Checkpoints
+from vlm_jax.weights.init_from import load_into
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """`trainable`: (path regex, peak learning rate or None to freeze), first match wins, every parameter covered.
+
+    `init_from`: a workdir whose weights replace this run's before the stage, "DIR" or "DIR:vision,connector"; empty
+    goes on from the stage before.
+    """
+
+    data: DataConfig
+    objective: ObjectiveConfig
+    trainable: Rules
+    steps: int
+    optimizer: OptimizerConfig = OptimizerConfig()
+    init_from: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How often to log and to save, in steps; a stage's last step always does both."""
+
+    log_every: int = 20
+    checkpoint_every: int = 250
+
+
+@dataclasses.dataclass
+class Run:
+    """What all stages of a run share."""
+
+    model: ModelConfig
+    processor: Processor
+    mesh: Mesh
+    seed: int
+    log: MetricsLog
+    checkpoints: Checkpoints
+    config: LoopConfig = LoopConfig()
+
+
+def begin(run: Run, stage: StageConfig, params: Any, resume: int | None) -> tuple[TrainState, dict[str, Any]]:
+    """The stage's state (fresh, or from checkpoint number `resume`) and what its step is made of.
+
+    `params` may be abstract when resuming.
+    """
+    paths = list(flatten(params))
+    trainable = trainable_paths(stage.trainable, paths)
+    tx = make_optimizer(stage.optimizer, stage.trainable, paths, stage.steps)
+    parts = dict(objective=make_objective(stage.objective, run.model), tx=tx, paths=trainable, seed=run.seed)
+    if resume is None:
+        if stage.init_from:
+            params = load_into(params, stage.init_from)
+        return sharded(lambda p: fresh_state(p, tx, trainable), run.mesh, params), parts
+    shapes = jax.eval_shape(lambda p: fresh_state(p, tx, trainable), params)
+    shapes = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                          shapes, state_shardings(shapes, run.mesh))
+    state = TrainState(
+        jax.device_put(run.checkpoints.meta(resume)["step"], shapes.step.sharding).astype(shapes.step.dtype),
+        run.checkpoints.params(resume, shapes.params), run.checkpoints.opt_state(resume, shapes.opt_state))
+    return state, parts
+
+
+def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: int, resume: int | None) -> Any:
+    """Trains one stage and returns the parameters. `offset` counts the steps of the stages before."""
+    check_batch(stage.data.batch, run.mesh)
+    state, parts = begin(run, stage, params, resume)
+    step_fn = compile_step(state, run.mesh, **parts)
+    start = int(state.step)
+    rate = peak_rate(stage.trainable, list(flatten(state.params)))
+    announce(name, stage, state, parts["paths"])
+    clock = Clock(stage.data.batch)
+    data = batches(stage.data, run.processor, stage_seed(run.seed, name), start, stage.steps)
+    for step in range(start + 1, stage.steps + 1):
+        with clock.waiting():
+            batch = put_batch(next(data), run.mesh)
+        previous = clock.metrics
+        state, clock.metrics = step_fn(state, batch)
+        jax.block_until_ready(previous)  # one step in flight: the host prepares while the device computes
+        if step == 1 or step % run.config.log_every == 0 or step == stage.steps:
+            values = {key: float(value) for key, value in clock.metrics.items()}
+            shown = float(schedule(stage.optimizer, stage.steps, step - 1)) * rate
+            record = {"stage": name, "step": step, **values, "learning_rate": shown, **clock.lap(step)}
+            run.log.write(record)
+            progress(record, stage.steps)
+        if step % run.config.checkpoint_every == 0 or step == stage.steps:
+            run.checkpoints.save(offset + step, state.params, state.opt_state, {"stage": name, "step": step})
+    run.checkpoints.wait()  # the next stage takes over the buffers that are being written
+    return state.params
+
+
+class Clock:
+    """Time between log lines: examples per second and the share of it spent waiting for data."""
+
+    def __init__(self, batch: int):
+        self.batch, self.waited, self.steps, self.since, self.metrics = batch, 0.0, 0, time.monotonic(), {}
+
+    def waiting(self) -> Clock:
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *_) -> None:
+        self.waited += time.monotonic() - self._entered
+        self.steps += 1
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Figures since the last lap; the first lap holds the compilation."""
+        now = time.monotonic()
+        seconds = max(now - self.since, 1e-9)
+        figures = {"examples_per_s": self.batch * self.steps / seconds, "step_s": seconds / max(self.steps, 1),
+                   "data_wait": self.waited / seconds}
+        self.since, self.waited, self.steps = now, 0.0, 0
+        return figures
+
+
+def announce(name: str, stage: StageConfig, state: TrainState, paths: list[str]) -> None:
+    """One line on what the stage trains."""
+    flat = flatten(state.params)
+    trained = count({path: flat[path] for path in paths})
+    tops = sorted({path.split("/")[0] for path in paths})
+    print(f"{name}: {stage.steps} steps of {stage.data.batch}, trains {trained:,} of {count(flat):,} parameters "
+          f"({', '.join(tops)})", file=sys.stderr)
+
+
+def progress(record: dict[str, Any], steps: int) -> None:
+    """The progress line: rewritten in place on a terminal, one line a log step elsewhere."""
+    left = (steps - record["step"]) * record["step_s"]
+    line = (f"{record['stage']} {record['step']}/{steps}  loss {record['loss']:.4f}  "
+            f"{record['examples_per_s']:.0f} examples/s  waiting {record['data_wait']:.0%}  ETA {left:.0f} s")
+    terminal = sys.stderr.isatty()
+    print(f"\r{line:<78}" if terminal else line, end="" if terminal and record["step"] < steps else "\n",
+          file=sys.stderr, flush=True)

@@ -1,0 +1,48 @@
+"""metrics.jsonl: one object per logged step, each (stage, step) once, whole lines only."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Callable
+
+from etils import epath
+
+
+class MetricsLog:
+    """Appends lines, and drops those a restart will write again.
+
+    Where the file system cannot append (a bucket), the whole file is written anew.
+    """
+
+    def __init__(self, path: epath.Path, keep: Callable[[dict[str, Any]], bool]):
+        self.path = path
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        self.lines = [line for line in lines if line.endswith("\n") and _parses(line) and keep(json.loads(line))]
+        if lines != self.lines:
+            self._rewrite()
+
+    def write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record) + "\n"
+        self.lines.append(line)
+        try:
+            with self.path.open("a") as file:
+                file.write(line)
+        except (NotImplementedError, ValueError):
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        write_atomically(self.path, "".join(self.lines))
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Writes beside and renames, so that a reader (or a kill) sees the old file or the new one, never a half."""
+    part = path.parent / f".{path.name}.part"
+    part.write_text(text)
+    part.replace(path)
+
+
+def _parses(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,46 @@
+"""Rules on parameter paths: a list of (regex, value), where the first match wins and every parameter must be covered."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Sequence, TypeVar
+
+from flax import traverse_util
+
+Value = TypeVar("Value")
+Rules = Sequence[tuple[str, Value]]
+Flat = dict[str, Any]  # "decoder/blocks/attn/q/kernel" -> leaf
+
+
+def flatten(params: Any) -> Flat:
+    """Leaves by path, in path order."""
+    return dict(sorted(traverse_util.flatten_dict(params, sep="/").items()))
+
+
+def unflatten(flat: Flat) -> Any:
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def match(rules: Rules, paths: Sequence[str]) -> dict[str, Value]:
+    """The value of the first rule whose regex matches the whole path.
+
+    Raises where a path has no rule, and where a rule matches no path at all (most likely a typing mistake), except a
+    final catch-all.
+    """
+    values, used = {}, set()
+    for path in paths:
+        for i, (pattern, value) in enumerate(rules):
+            if re.fullmatch(pattern, path):
+                values[path] = value
+                used.add(i)
+                break
+        else:
+            raise ValueError(f"No rule covers the parameter '{path}'; add one, or end the rules with ('.*', None).")
+    for i, (pattern, _) in enumerate(rules):
+        if i not in used and not any(re.fullmatch(pattern, path) for path in paths) and pattern != ".*":
+            raise ValueError(f"The rule '{pattern}' matches no parameter; the tree has {_tops(paths)}.")
+    return values
+
+
+def _tops(paths: Sequence[str]) -> str:
+    return ", ".join(sorted({path.split("/")[0] for path in paths}))

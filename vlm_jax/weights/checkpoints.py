@@ -1,0 +1,96 @@
+"""Parameters and optimizer state at rest: every call to Orbax stands in this file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, by number of steps done over all stages; saving goes on in the background.
+
+    Each holds three items that can be read apart: `params`, `opt_state`, and `meta` (JSON: stage, step in the stage).
+    """
+
+    def __init__(self, workdir: epath.PathLike, keep: int = 2):
+        self.path = epath.Path(workdir) / FOLDER
+        self._manager = ocp.CheckpointManager(self.path.resolve(), options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.LatestN(keep), enable_async_checkpointing=True,
+            cleanup_tmp_directories=True))
+
+    def save(self, number: int, params: Any, opt_state: Any, meta: dict[str, Any]) -> None:
+        self._manager.save(number, args=ocp.args.Composite(
+            params=ocp.args.StandardSave(params), opt_state=ocp.args.StandardSave(opt_state),
+            meta=ocp.args.JsonSave(meta)))
+
+    def latest(self) -> int | None:
+        """Number of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def meta(self, number: int) -> dict[str, Any]:
+        return self._restore(number, meta=ocp.args.JsonRestore())["meta"]
+
+    def params(self, number: int, abstract: Any) -> Any:
+        """Parameters with the shapes, dtypes and shardings of `abstract`, a tree of jax.ShapeDtypeStruct."""
+        return self._restore(number, params=ocp.args.StandardRestore(abstract))["params"]
+
+    def opt_state(self, number: int, abstract: Any) -> Any:
+        return self._restore(number, opt_state=ocp.args.StandardRestore(abstract))["opt_state"]
+
+    def shapes(self, number: int) -> Any:
+        """The tree of `params` as saved, as jax.ShapeDtypeStruct, without reading any values."""
+        meta = self._guard(number, lambda: self._manager.item_metadata(number)["params"])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), meta)
+
+    def wait(self) -> None:
+        """Returns once everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _restore(self, number: int, **args):
+        return self._guard(number, lambda: self._manager.restore(number, args=ocp.args.Composite(**args)))
+
+    def _guard(self, number: int, read):
+        try:
+            return read()
+        except Exception as error:  # tensorstore, JSON and file errors alike: the folder is not what was written
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise ValueError(f"The checkpoint {self.path / str(number)} cannot be read ({reason}); restore it from a "
+                             f"copy, or move that folder away to go on from the one before.") from error
+
+
+def open_existing(workdir: epath.PathLike) -> tuple[Checkpoints, int]:
+    """The checkpoints of a trained workdir and the number of the newest."""
+    folder = epath.Path(workdir) / FOLDER
+    if not folder.exists():
+        raise FileNotFoundError(f"{workdir} has no {FOLDER}/; give the workdir of a training run.")
+    checkpoints = Checkpoints(workdir)
+    number = checkpoints.latest()
+    if number is None:
+        raise FileNotFoundError(f"{folder} holds no complete checkpoint; let the training run reach one.")
+    return checkpoints, number
+
+
+def read_json(path: epath.Path) -> Any:
+    """A JSON file of a workdir; raises a sentence that names it where it is missing or damaged."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the workdir of a training run.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error
