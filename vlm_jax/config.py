@@ -9,14 +9,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import json
+import inspect
 import pathlib
 import runpy
 import types
 import typing
 from typing import Any, Mapping, Sequence
-
-import ml_collections
 
 from vlm_jax.data.processor import ProcessorConfig
 from vlm_jax.data.registry import SourceConfig
@@ -52,53 +50,70 @@ class RunConfig:
     def __post_init__(self):
         for name in self.run:
             if name not in self.stages:
-                raise ValueError(f"config.run names the stage '{name}'{nearest(name, self.stages)}; "
-                                 f"the config has {', '.join(self.stages)}.")
+                raise ValueError(f"config.run names the stage '{name}', config.stages has only "
+                                 f"{', '.join(self.stages)}{nearest(name, self.stages)}")
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain nested dict of a config file with `--config.a.b=value` overrides applied."""
+def load(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved config, every default written out, as the plain nested dict that config.json holds.
+
+    `config` is a path, or "path.py:argument" for a file whose get_config takes one. Overrides are "--config.a.b=value".
+    """
+    path, colon, argument = config.partition(".py:")
+    path = path + ".py" if colon else config
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"There is no config file {path}.")
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise ValueError(f"{path} has no get_config(); a config file returns an ml_collections.ConfigDict from it.")
-    config = get_config()
+    wanted = [p for p in inspect.signature(get_config).parameters.values() if p.default is p.empty]
+    if bool(wanted) and not colon:
+        raise ValueError(f"{path} takes an argument ({wanted[0].name}); give --config {path}:{wanted[0].name.upper()}.")
+    values = plain(resolve((get_config(argument) if colon else get_config()).to_dict()))
     for override in overrides:
-        _override(config, override)
-    return json.loads(json.dumps(config.to_dict()))  # what config.json will hold, no more
+        _override(values, override)
+    return plain(resolve(values))
 
 
-def _override(config: ml_collections.ConfigDict, override: str) -> None:
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts (with their `kind`), tuples as lists: what JSON gives back."""
+    if dataclasses.is_dataclass(value):
+        named = {"kind": value.kind} if hasattr(value, "kind") else {}
+        return named | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _override(config: dict[str, Any], override: str) -> None:
     key, sign, text = override.removeprefix("--config.").partition("=")
     if not override.startswith("--config.") or not sign:
         raise ValueError(f"Unknown argument '{override}'; config values are set as --config.path.to.key=value.")
-    *parents, last = key.split(".")
-    node = config
-    for i, part in enumerate([*parents, last]):
-        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
-            where = ".".join(["config", *key.split(".")[:i]])
-            known = node if isinstance(node, ml_collections.ConfigDict) else ()
-            raise ValueError(f"Unknown config key '{part}' in {where}{nearest(part, known)}.")
+    node, parts = config, key.split(".")
+    for i, part in enumerate(parts):
+        known = node if isinstance(node, dict) else {}
+        if part not in known:
+            where = ".".join(["config", *parts[:i]])
+            raise ValueError(f"Unknown config key '{part}' in {where}{nearest(part, known)}")
         parent, node = node, node[part]
-    parent[last] = _parse(text, node, key)
+    parent[parts[-1]] = _parse(text, node, key)
 
 
 def _parse(text: str, old: Any, key: str) -> Any:
     """The value that `text` spells, of the type of the value it replaces."""
     if isinstance(old, str):
         return text
-    if isinstance(old, ml_collections.ConfigDict):
+    if isinstance(old, dict):
         raise ValueError(f"config.{key} is a group; set one of its keys: {', '.join(old)}.")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = tuple(text.split(",")) if isinstance(old, (tuple, list)) or text.count(",") else text
-    if isinstance(old, (tuple, list)) and isinstance(value, (str, int, float)):
-        value = (value,)
+        value = text.split(",") if isinstance(old, list) else text
+    if isinstance(old, list):
+        return list(value) if isinstance(value, (list, tuple)) else [value]
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if old is not None and not isinstance(value, (type(old), tuple if isinstance(old, list) else type(old))):
+        return float(value)
+    if old is not None and type(value) is not type(old):
         raise ValueError(f"config.{key} is {old!r}, a {type(old).__name__}; '{text}' is not.")
     return value
 
@@ -131,17 +146,19 @@ def _build_union(kinds: list[Any], value: Any, where: str) -> Any:
     name = value.get("kind")
     if name not in named:
         raise ValueError(f"{where}.kind is {name!r}; choose one of {', '.join(named)}.")
-    return build(named[name], {k: v for k, v in value.items() if k != "kind"}, where)
+    return build(named[name], value, where)
 
 
 def _build_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is {value!r}; it must be a group with the keys of {kind.__name__}.")
     hints = typing.get_type_hints(kind)
+    if typing.get_origin(hints.get("kind")) is typing.ClassVar:  # names the dataclass, and is no field of it
+        value = {key: item for key, item in value.items() if (key, item) != ("kind", kind.kind)}
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
-            raise ValueError(f"Unknown config key '{name}' in {where}{nearest(name, fields)}.")
+            raise ValueError(f"Unknown config key '{name}' in {where}{nearest(name, fields)}")
     for name, field in fields.items():
         if name not in value and field.default is dataclasses.MISSING and \
                 field.default_factory is dataclasses.MISSING:
@@ -154,6 +171,6 @@ def _freeze(value: Any) -> Any:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A suggestion for a mistyped name, or nothing."""
+    """The end of a sentence about an unknown name: a suggestion, or a full stop."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f", did you mean '{close[0]}'?" if close else ""
+    return f"; did you mean '{close[0]}'?" if close else "."

@@ -24,7 +24,9 @@ from vlm_jax.data.processor import Processor
 from vlm_jax.data.registry import open_source
 from vlm_jax.data.templates import template
 from vlm_jax.models.model import abstract_params, init_params
+from vlm_jax.evaluate import evaluate
 from vlm_jax.pretrained import processor_for
+from vlm_jax.reports.report import write_report
 from vlm_jax.training.loop import Run, run_stage
 from vlm_jax.training.metrics import MetricsLog, write_atomically
 from vlm_jax.training.rules import flatten
@@ -144,7 +146,16 @@ def params_sha256(params: Any) -> str:
 def finish(config: configs.RunConfig, workdir: epath.Path, params: Any) -> None:
     """Evaluates, writes the report, and last the summary: its presence says that the run is complete."""
     figures = {}
-    write_atomically(workdir / "summary.json", json.dumps({**figures, "params_sha256": params_sha256(params)}) + "\n")
+    processor, evals = make_processor(config, workdir), config.evals
+    for task in evals.tasks:
+        figures |= evaluate(config.model, params, processor, task, open_source(evals.source), workdir / "eval",
+                            evals.examples, evals.batch)
+    report = write_report(workdir)
+    figures["params_sha256"] = params_sha256(params)
+    write_atomically(workdir / "summary.json", json.dumps(figures, indent=1) + "\n")
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float) and
+                      "/" not in name)
+    print(f"done: {shown or 'nothing was evaluated'}\nreport: {report}", file=sys.stderr)
 
 
 if __name__ == "__main__":

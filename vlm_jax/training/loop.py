@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from typing import Any
+from typing import Any, Iterator
 
 import jax
 from jax.sharding import Mesh
 
-from vlm_jax.data.pipeline import DataConfig, batches, stage_seed
+from vlm_jax.data.pipeline import Batch, DataConfig, batches, stage_seed
 from vlm_jax.data.processor import Processor
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.objectives.registry import ObjectiveConfig, make_objective
@@ -93,19 +93,19 @@ def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: i
     announce(name, stage, state, parts["paths"])
     clock = Clock(stage.data.batch)
     data = batches(stage.data, run.processor, stage_seed(run.seed, name), start, stage.steps)
+    metrics = None
     for step in range(start + 1, stage.steps + 1):
-        with clock.waiting():
-            batch = put_batch(next(data), run.mesh)
-        previous = clock.metrics
-        state, clock.metrics = step_fn(state, batch)
-        jax.block_until_ready(previous)  # one step in flight: the host prepares while the device computes
-        if step == 1 or step % run.config.log_every == 0 or step == stage.steps:
-            values = {key: float(value) for key, value in clock.metrics.items()}
+        batch = put_batch(clock.next(data), run.mesh)
+        jax.block_until_ready(metrics)  # one step in flight: the host prepares while the device computes
+        state, metrics = step_fn(state, batch)
+        last = step == stage.steps
+        if last or step == 1 or step % run.config.log_every == 0:
+            values = {key: float(value) for key, value in metrics.items()}
             shown = float(schedule(stage.optimizer, stage.steps, step - 1)) * rate
-            record = {"stage": name, "step": step, **values, "learning_rate": shown, **clock.lap(step)}
+            record = {"stage": name, "step": step, **values, "learning_rate": shown, **clock.lap()}
             run.log.write(record)
             progress(record, stage.steps)
-        if step % run.config.checkpoint_every == 0 or step == stage.steps:
+        if last or step % run.config.checkpoint_every == 0:
             run.checkpoints.save(offset + step, state.params, state.opt_state, {"stage": name, "step": step})
     run.checkpoints.wait()  # the next stage takes over the buffers that are being written
     return state.params
@@ -115,20 +115,18 @@ class Clock:
     """Time between log lines: examples per second and the share of it spent waiting for data."""
 
     def __init__(self, batch: int):
-        self.batch, self.waited, self.steps, self.since, self.metrics = batch, 0.0, 0, time.monotonic(), {}
+        self.batch, self.waited, self.steps, self.since = batch, 0.0, 0, time.monotonic()
 
-    def waiting(self) -> Clock:
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
-
-    def __exit__(self, *_) -> None:
-        self.waited += time.monotonic() - self._entered
+    def next(self, data: Iterator[Batch]) -> Batch:
+        """The next batch, and the time it took to come."""
+        start = time.monotonic()
+        batch = next(data)
+        self.waited += time.monotonic() - start
         self.steps += 1
+        return batch
 
-    def lap(self, step: int) -> dict[str, float]:
-        """Figures since the last lap; the first lap holds the compilation."""
+    def lap(self) -> dict[str, float]:
+        """Figures since the last lap; a stage's first lap is its first step, compilation included."""
         now = time.monotonic()
         seconds = max(now - self.since, 1e-9)
         figures = {"examples_per_s": self.batch * self.steps / seconds, "step_s": seconds / max(self.steps, 1),
@@ -148,9 +146,12 @@ def announce(name: str, stage: StageConfig, state: TrainState, paths: list[str])
 
 def progress(record: dict[str, Any], steps: int) -> None:
     """The progress line: rewritten in place on a terminal, one line a log step elsewhere."""
-    left = (steps - record["step"]) * record["step_s"]
-    line = (f"{record['stage']} {record['step']}/{steps}  loss {record['loss']:.4f}  "
-            f"{record['examples_per_s']:.0f} examples/s  waiting {record['data_wait']:.0%}  ETA {left:.0f} s")
+    line = f"{record['stage']} {record['step']}/{steps}  loss {record['loss']:.4f}  "
+    if record["step"] == 1:
+        line += f"compiled in {record['step_s']:.0f} s"
+    else:
+        left = (steps - record["step"]) * record["step_s"]
+        line += f"{record['examples_per_s']:.0f} examples/s  waiting {record['data_wait']:.0%}  ETA {left:.0f} s"
     terminal = sys.stderr.isatty()
     print(f"\r{line:<78}" if terminal else line, end="" if terminal and record["step"] < steps else "\n",
           file=sys.stderr, flush=True)

@@ -21,9 +21,11 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2):
         self.path = epath.Path(workdir) / FOLDER
-        self._manager = ocp.CheckpointManager(self.path.resolve(), options=ocp.CheckpointManagerOptions(
-            preservation_policy=policies.LatestN(keep), enable_async_checkpointing=True,
-            cleanup_tmp_directories=True))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.LatestN(keep), enable_async_checkpointing=True, cleanup_tmp_directories=True)
+        handlers = {"params": ocp.StandardCheckpointHandler(), "opt_state": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.path.resolve(), options=options, item_handlers=handlers)
 
     def save(self, number: int, params: Any, opt_state: Any, meta: dict[str, Any]) -> None:
         self._manager.save(number, args=ocp.args.Composite(

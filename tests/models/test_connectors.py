@@ -1,0 +1,50 @@
+"""Connectors: plain matrix products on the features, into the decoder's width."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from vlm_jax.models.connectors import CONNECTORS, ConnectorConfig, connector
+from vlm_jax.models.vit import Features
+
+FEATURES = Features(
+    np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32), np.zeros((2, 4, 2), np.int32), np.ones((2, 4)))
+
+
+def parameters(module):
+    tree = jax.eval_shape(module.init, jax.random.key(0), FEATURES)["params"]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), tree)
+
+
+def dense(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+def test_linear():
+    module = connector(ConnectorConfig("linear"), 8)
+    params = parameters(module)
+    assert list(params) == ["linear_1"]
+    assert np.allclose(module.apply({"params": params}, FEATURES), dense(params["linear_1"], FEATURES.features), atol=1e-5)
+
+
+def test_mlp_with_exact_gelu_between_two_layers():
+    module = connector(ConnectorConfig(), 8)
+    params = parameters(module)
+    assert {name: leaf["kernel"].shape for name, leaf in params.items()} == {"linear_1": (6, 8), "linear_2": (8, 8)}
+    gelu = np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2))))
+    expected = dense(params["linear_2"], gelu(dense(params["linear_1"], FEATURES.features)))
+    assert np.allclose(module.apply({"params": params}, FEATURES), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONNECTORS)
+def test_every_connector_maps_into_the_decoders_width(kind):
+    out, _ = jax.eval_shape(connector(ConnectorConfig(kind), 8).init_with_output, jax.random.key(0), FEATURES)
+    assert out.shape == (2, 4, 8)
+
+
+def test_an_unknown_connector_names_the_known_ones():
+    with pytest.raises(ValueError, match="'resampler' is unknown; choose one of linear, mlp"):
+        ConnectorConfig("resampler")
