@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import sys
@@ -40,7 +41,8 @@ def workdir(tmp_path_factory):
     config = configs.resolve(VALUES)
     source = open_source(config.evals.source)
     (folder / "config.json").write_text(json.dumps(VALUES))
-    (folder / "tokenizer.json").write_text(tokenizer.train(texts(source, 50, template("llava")), 300).to_json())
+    said = texts(source, 50, template("llava"))
+    (folder / "tokenizer.json").write_text(tokenizer.train(said, 300).to_json())
     rng = np.random.default_rng(0)
     draw = lambda leaf: 0.5 * rng.standard_normal(leaf.shape, np.float32)
     params = jax.tree.map(draw, abstract_params(config.model))
@@ -82,7 +84,7 @@ def test_chat_gives_the_answers_that_evaluate_scores(workdir, run):
 
 def test_a_conversation_is_read_line_by_line_until_an_empty_one(workdir, run):
     image = ["--image", workdir / "scene.png", "--max-new-tokens", 4]
-    code, out, err = run(chat, "--model", workdir, *image, "--json", typed="How many?\nWhich?\n\nNever asked\n")
+    code, out, err = run(chat, "--model", workdir, *image, "--json", typed="How many?\nWhich?\n\nToo late\n")
     said = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [turn["question"] for turn in said] == ["How many?", "Which?"] and ">" not in err
     session = chat.open_session(load_pretrained(workdir), [np.asarray(Image.open(workdir / "scene.png"))],
@@ -92,7 +94,8 @@ def test_a_conversation_is_read_line_by_line_until_an_empty_one(workdir, run):
 
 def test_sampling_follows_its_seed_and_text_alone_is_fine(workdir):
     loaded = load_pretrained(workdir)
-    say = lambda seed: chat.open_session(loaded, max_new_tokens=8, sampler=Sampler(1.0), seed=seed).ask("Hello?")
+    open_session = functools.partial(chat.open_session, loaded, max_new_tokens=8, sampler=Sampler(1.0))
+    say = lambda seed: open_session(seed=seed).ask("Hello?")
     assert say(1) == say(1) != say(2)
 
 

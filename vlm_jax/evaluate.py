@@ -27,7 +27,7 @@ from vlm_jax.evals.vqa import vqa
 from vlm_jax.evals.zero_shot import zero_shot
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.pretrained import load_pretrained
-from vlm_jax.weights.checkpoints import read_json
+from vlm_jax.weights.files import read_json
 
 # task(config, params, processor, source, examples, batch) -> Result
 TASKS = {"zero_shot": zero_shot, "retrieval": retrieval, "caption": caption, "vqa": vqa}
@@ -97,6 +97,11 @@ def own_data(path: str, images: str | None, split: str) -> CaptionFolderConfig |
     if file.suffix not in (".json", ".jsonl"):
         raise ValueError(f"{path} is neither a folder nor a .json or .jsonl file; --data takes one of these.")
     return LlavaJsonConfig(str(file), images, split)
+
+
+def check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"Evaluation tasks are {', '.join(TASKS)}, not '{task}'{configs.nearest(task, TASKS)}")
 
 
 def evaluate(

@@ -3,32 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Callable, Sequence
 
 import jax
+import numpy as np
 from etils import epath
 
 from vlm_jax import config as configs
 from vlm_jax.data import tokenizer as tokenizers
 from vlm_jax.data.processor import Processor
+from vlm_jax.data.token_ids import TokenIds
+from vlm_jax.data.tokenizer import IMAGE
+from vlm_jax.inference import language, pairs
+from vlm_jax.inference.samplers import Sampler
 from vlm_jax.models.model import ModelConfig, abstract_params
+from vlm_jax.models.transformer import Params
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vlm import VLM
-from vlm_jax.weights.checkpoints import open_existing, read_json
+from vlm_jax.weights.checkpoints import open_existing
+from vlm_jax.weights.files import read_json
+from vlm_jax.weights.huggingface import folder, own
+
+IMPORTED = "huggingface"  # in a folder that `vlm_jax.convert import` made: what came beside the weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """config: sizes of all parts. params: the whole tree. processor: preprocessing, tokenizer and template."""
+    """config: sizes of all parts. params: the whole tree. processor: preprocessing, tokenizer and template.
+
+    ids: the tokens that a generator has to know. files: for a model in Hugging Face format, the folder with what came
+    beside its weights.
+    """
 
     config: ModelConfig
     params: Any
-    processor: Processor
+    processor: Any
+    ids: TokenIds = TokenIds()
+    files: epath.Path | None = None
 
     @property
     def model(self) -> VLM | TwoTower:
         """The assembly that this model is mainly for: the VLM where there is a decoder, else the two towers."""
         return self.config.vlm() if self.config.decoder is not None else self.config.two_tower()
+
+    def forward(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs, float32, of inputs under Hugging Face's names: see `inference.language` and `inference.pairs`."""
+        if self.config.decoder is not None:
+            return language.outputs(self.config, self.params, inputs, self.ids)
+        return pairs.outputs(self.config, self.params, inputs)
+
+    def generate(
+        self, *, max_new_tokens: int = 16, eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+        **inputs: np.ndarray,
+    ) -> np.ndarray:
+        """New tokens only, int32 [batch, max_new_tokens], of the inputs that `forward` takes; greedy at temperature 0.
+
+        A row ends with an end token and is filled with the pad id, the end id where there is none. Both are the
+        model's own unless given; `eos_token_id=()` lets every row run on.
+        """
+        ids = self.ids
+        if eos_token_id is not None:
+            ends = (eos_token_id,) if isinstance(eos_token_id, (int, np.integer)) else eos_token_id
+            ids = dataclasses.replace(ids, eos=tuple(int(i) for i in ends))
+        if pad_token_id is not None:
+            ids = dataclasses.replace(ids, pad=int(pad_token_id))
+        return language.generate(self.config, self.params, inputs, ids, max_new_tokens=max_new_tokens,
+                                 sampler=Sampler(temperature, top_k, top_p), seed=seed)
 
 
 def processor_for(config: configs.RunConfig, tokenizer: tokenizers.Tokenizer) -> Processor:
@@ -38,7 +79,9 @@ def processor_for(config: configs.RunConfig, tokenizer: tokenizers.Tokenizer) ->
         if len(tokenizer) > part.vocab_size:
             raise ValueError(f"The tokenizer has {len(tokenizer)} ids, the model {part.vocab_size}; "
                              f"raise vocab_size in config.model.")
-    processor = Processor(config.processor, tokenizer, model.vision, model.text.context if model.text else None)
+    processor = Processor(config.processor, tokenizer, model.vision,
+                          context=model.text.context if model.text else None,
+                          vocab_size=model.decoder.vocab_size if model.decoder else 0)
     if config.processor.image.size != (model.vision.image_size,) * 2:
         raise ValueError(f"config.processor.image.size is {config.processor.image.size}, "
                          f"config.model.vision.image_size {model.vision.image_size}; make them equal.")
@@ -48,17 +91,48 @@ def processor_for(config: configs.RunConfig, tokenizer: tokenizers.Tokenizer) ->
     return processor
 
 
-def load_pretrained(path: epath.PathLike) -> Pretrained:
-    """Opens a training workdir: config.json, tokenizer.json and the newest checkpoint's parameters, in float32.
+def load_pretrained(path: epath.PathLike, dtype: str | None = "float32") -> Pretrained:
+    """Opens a training workdir, a folder in Hugging Face layout, or what `vlm_jax.convert import` made of one.
 
-    Raises FileNotFoundError or ValueError, in one sentence, where something is missing or damaged.
+    Parameters come in `dtype` (None: as they are stored), on the first device; of a workdir, the newest checkpoint's.
+    Raises FileNotFoundError or ValueError, in one sentence, where something is missing, damaged or not supported.
     """
     path = epath.Path(path)
-    config = configs.resolve(read_json(path / "config.json"))
+    if (path / IMPORTED).is_dir():
+        return _published(path / IMPORTED, lambda config: _newest(path, config, dtype))
+    values = read_json(path / "config.json")
+    if "model" not in values:
+        return _published(path, lambda config: folder.load_params(path, config, dtype))
+    config = configs.resolve(values)
     processor = processor_for(config, tokenizers.load(path / "tokenizer.json"))
-    checkpoints, number = open_existing(path)
+    ids = TokenIds(processor.tokenizer.special[IMAGE], (processor.eos_id,), processor.pad_id, processor.banned_ids)
+    return Pretrained(config.model, _newest(path, config.model, dtype), processor, ids)
+
+
+def _published(files: epath.Path, params: Callable[[ModelConfig], Params]) -> Pretrained:
+    config = folder.load_config(files)
+    return Pretrained(config, params(config), None, folder.token_ids(files), files)
+
+
+def _newest(workdir: epath.Path, config: ModelConfig, dtype: str | None) -> Params:
+    """The parameters of the newest checkpoint."""
+    checkpoints, number = open_existing(workdir)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-                            abstract_params(config.model))
     with checkpoints:
-        return Pretrained(config.model, checkpoints.params(number, abstract), processor)
+        wanted = abstract_params(config) if dtype else checkpoints.shapes(number)
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=device), wanted)
+        return checkpoints.params(number, abstract)
+
+
+def save_pretrained(pt: Pretrained, path: epath.PathLike) -> None:
+    """Writes a folder in Hugging Face layout, in the dtype of the parameters, which transformers loads as its own.
+
+    What came from such a folder goes back with all that stood beside its weights. A model of a training workdir
+    becomes a LlavaForConditionalGeneration (its text tower and projections, which that class lacks, are left out).
+    Raises ValueError for a model that no class of transformers can be.
+    """
+    path = epath.Path(path)
+    if pt.files is not None:
+        folder.save_again(path, pt.files, pt.config, pt.params)
+    else:
+        own.save(path, pt.config, pt.params, pt.processor)

@@ -24,15 +24,16 @@ from vlm_jax.data.processor import Processor
 from vlm_jax.data.registry import open_source
 from vlm_jax.data.templates import template
 from vlm_jax.models.model import abstract_params, init_params
-from vlm_jax.evaluate import evaluate
+from vlm_jax.evaluate import check_task, evaluate
 from vlm_jax.pretrained import processor_for
 from vlm_jax.reports.report import write_report
 from vlm_jax.training.loop import Run, run_stage
-from vlm_jax.training.metrics import MetricsLog, write_atomically
+from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.rules import flatten
 from vlm_jax.training.sharding import make_mesh
 from vlm_jax.training.state import sharded
-from vlm_jax.weights.checkpoints import Checkpoints, read_json
+from vlm_jax.weights.checkpoints import Checkpoints
+from vlm_jax.weights.files import read_json, write_atomically
 
 TOKENIZER_RECORDS = 2000  # what a run's own tokenizer is trained on
 
@@ -48,6 +49,8 @@ def main() -> None:
 def train(values: dict[str, Any], workdir: epath.Path) -> None:
     """Runs a resolved config in a workdir to its end; a finished workdir is left as it is."""
     config = configs.resolve(values)
+    for task in config.evals.tasks:
+        check_task(task)
     with claimed(workdir, values):
         if (workdir / "summary.json").exists():
             print(f"{workdir} is finished; nothing to do.", file=sys.stderr)

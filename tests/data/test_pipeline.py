@@ -10,7 +10,8 @@ from PIL import Image
 
 from vlm_jax.data import pipeline
 from vlm_jax.data.images import Augmentation, ImageProcessor
-from vlm_jax.data.pipeline import DataConfig, PairsConfig, RowsConfig, batches, dataset, example, stage_seed, texts
+from vlm_jax.data.pipeline import (
+    DataConfig, PairsConfig, RowsConfig, batches, dataset, example, stage_seed, texts)
 from vlm_jax.data.processor import Processor, ProcessorConfig
 from vlm_jax.data.records import Message, Record, Region
 from vlm_jax.data.scenes import SceneConfig
@@ -19,7 +20,8 @@ from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tokenizer import train
 
 EYES = types.SimpleNamespace(image_size=16, patch_size=16)
-PROCESSOR = Processor(ProcessorConfig(ImageProcessor(16, mean=(0, 0, 0), std=(1, 1, 1))), train(["a cat"], 300), EYES, 8)
+IMAGES = ImageProcessor(16, mean=(0, 0, 0), std=(1, 1, 1))
+PROCESSOR = Processor(ProcessorConfig(IMAGES), train(["a cat"], 300), EYES, 8)
 SOURCE = SceneConfig(size=7)  # stands in for any source; `numbered` puts others in its place
 PAIRS = PairsConfig()
 
@@ -51,7 +53,8 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("form", [
-    PairsConfig(regions=2, augment=Augmentation((0.3, 0.9), flip=True)), RowsConfig(length=200), RowsConfig(260, 0, "all")])
+    PairsConfig(regions=2, augment=Augmentation((0.3, 0.9), flip=True)), RowsConfig(length=200),
+    RowsConfig(260, 0, "all")])
 def test_starting_at_a_step_is_skipping_the_steps_before(form):
     config = DataConfig(SceneConfig(size=50, conversations=2), 8, form)
     whole = list(batches(config, PROCESSOR, 3, 0, 12))
@@ -125,7 +128,8 @@ def test_augmentation_differs_between_epochs_and_not_between_readings(numbered):
 
 
 def test_a_pair_with_regions():
-    regions = (Region((0, 0, 0.5, 0.5), "a red 3"), Region((0.5, 0.5, 1, 1), "a 7"), Region((0, 0, 1, 1), "all"))
+    boxes = {"a red 3": (0, 0, 0.5, 0.5), "a 7": (0.5, 0.5, 1, 1), "all": (0, 0, 1, 1)}
+    regions = tuple(Region(box, phrase) for phrase, box in boxes.items())
     record = Record((np.zeros((16, 16, 3), np.uint8),), "a cat", regions=regions)
     rng = np.random.default_rng(0)
     pair = example(record, PROCESSOR, PairsConfig(regions=2), rng)
@@ -145,11 +149,13 @@ def test_shapes_never_depend_on_the_data(tmp_path):
     for i in range(6):
         Image.new("RGB", (5 + 9 * i, 40 - 6 * i)).save(tmp_path / f"{i}.png")
     say = lambda text, n: [{"from": "human", "value": text}, {"from": "gpt", "value": "a cat " * n}]
-    entries = [{"id": str(i), "image": f"{i}.png", "conversations": say("<image>\nWhat?", 1 + 2 * i)} for i in range(6)]
+    entry = lambda i: {"image": f"{i}.png", "conversations": say("<image>\nWhat?", 1 + 2 * i)}
+    entries = [{"id": str(i), **entry(i)} for i in range(6)]
     entries.append({"id": "words", "conversations": say("What?", 1)})
     (tmp_path / "talk.json").write_text(json.dumps(entries))
     config = DataConfig(LlavaJsonConfig(str(tmp_path / "talk.json"), split="all"), 3, RowsConfig(64))
-    shapes = [{k: (v.shape, v.dtype) for k, v in batch.items()} for batch in batches(config, PROCESSOR, 0, 0, 7)]
+    read = list(batches(config, PROCESSOR, 0, 0, 7))
+    shapes = [{name: (value.shape, value.dtype) for name, value in batch.items()} for batch in read]
     assert len(shapes) == 7 and all(shape == shapes[0] for shape in shapes)
     assert shapes[0]["images"][0] == (3, 1, 16, 16, 3) and shapes[0]["tokens"][0] == (3, 64)
 

@@ -38,7 +38,8 @@ def words(text):
 
 
 def test_text_begins_ends_and_is_padded():
-    assert processor(context=8).text("cat").tolist() == [BOS, *words("cat"), END] + [PAD] * (6 - len(words("cat")))
+    cat = words("cat")
+    assert processor(context=8).text("cat").tolist() == [BOS, *cat, END] + [PAD] * (6 - len(cat))
     assert processor(context=4).text("").tolist() == [BOS, END, PAD, PAD]
     assert processor().text("cat").dtype == np.int32
 
@@ -103,7 +104,8 @@ def test_a_row_of_one_conversation_is_its_prompt_and_the_answer():
 
 def test_loss_weights_count_the_answer_tokens():
     p = processor()
-    talks = (talk("<image>\nA?", "red", "B?", "A red cat."), talk("<image>\nWhat is it?", ""), talk("<image>\nC?", "{x}"))
+    talks = (talk("<image>\nA?", "red", "B?", "A red cat."), talk("<image>\nWhat is it?", ""),
+             talk("<image>\nC?", "{x}"))
     row = p.row(Record((image(),), conversations=talks), 160, 1)
     answers = [message.text for t in talks for message in t if message.role == "assistant"]
     assert row["loss_weights"].sum() == sum(len(words(" " + text)) + 1 for text in answers)
@@ -141,9 +143,9 @@ def test_text_only_records_use_empty_slots():
 
 
 def test_marks_that_do_not_match_the_images():
-    p, two = processor(), talk("<image><image>\nWhat?", "A cat.")
+    p, two, none = processor(), talk("<image><image>\nWhat?", "A cat."), talk("What?", "<image>")
     for marks, record in [(2, Record((image(),), conversations=(two,), meta={"id": "77"})),
-                          (0, Record((image(),), conversations=(talk("What?", "<image>"),), meta={"id": "77"}))]:
+                          (0, Record((image(),), conversations=(none,), meta={"id": "77"}))]:
         with pytest.raises(ValueError, match=rf"record, id 77: {marks} <image> marks for 1 images"):
             p.row(record, 60, 4)
     with pytest.raises(ValueError, match="2 images, a row has 1 image slots; raise .*image_slots"):
@@ -211,5 +213,6 @@ def test_options_that_cannot_be_honoured():
         processor(template="chatml")
     with pytest.raises(ValueError, match="'back' is unknown"):
         processor(layout="back")
+    uneven = types.SimpleNamespace(image_size=30, patch_size=16)
     with pytest.raises(ValueError, match="not divisible"):
-        Processor(ProcessorConfig(ImageProcessor(30)), TOKENIZER, types.SimpleNamespace(image_size=30, patch_size=16))
+        Processor(ProcessorConfig(ImageProcessor(30)), TOKENIZER, uneven)

@@ -166,7 +166,8 @@ def test_only_where_nothing_fits_is_the_first_cut_short():
 def test_an_image_is_never_cut():
     talk = tokens([1, 9, 9, 9, 10, 11, 2], [5, 6], [1, 2, 3])
     assert len(fit([talk], 4, "x")[0]) == 4  # no word left, but the image is whole
-    with pytest.raises(ValueError, match=r"photo 7: its images take 3 visual tokens, a row holds 3 tokens.*length"):
+    says = "photo 7: its images take 3 visual tokens, a row holds 3 tokens.*length"
+    with pytest.raises(ValueError, match=says):
         fit([talk], 3, "photo 7")
 
 

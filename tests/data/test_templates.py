@@ -34,8 +34,8 @@ def test_llava():
 
 def test_vicuna_v1():
     assert written("vicuna_v1", TWO) == (
-        "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. "
+        "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the user's questions. "
         "USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: What color? ASSISTANT: Red.</s>")
 
 
@@ -57,7 +57,8 @@ def test_a_system_message_takes_the_place_of_the_default():
 def test_pieces_of_one_turn():
     assert render(TEMPLATES["llava"], ONE) == [
         Piece("<s>", special=True), Piece("USER: "), Piece("<image>", special=True),
-        Piece("\nWhat is it? ASSISTANT:"), Piece(" A cat.", loss=True), Piece("</s>", special=True, loss=True)]
+        Piece("\nWhat is it? ASSISTANT:"), Piece(" A cat.", loss=True),
+        Piece("</s>", special=True, loss=True)]
     assert render(TEMPLATES["plain"], ONE) == [
         Piece("<s>", special=True), Piece("<image>", special=True), Piece("A cat.\n", loss=True)]
 
@@ -73,11 +74,13 @@ def test_the_answers_and_their_ends_are_learnt_and_nothing_else(name, expected, 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_no_piece_is_empty_and_neighbouring_words_are_one_piece(name):
-    for conversation in (ONE, TWO, talk("", ""), talk("a", "", "", "b"), talk("<image>", "a"), talk("<image><image>")):
+    talks = (ONE, TWO, talk("", ""), talk("a", "", "", "b"), talk("<image>", "a"), talk("<image><image>"))
+    for conversation in talks:
         pieces = render(TEMPLATES[name], conversation)
         assert all(piece.text for piece in pieces)
         if name != "plain":  # there, with the user silent, one answer follows the other
-            assert not any(a.loss == b.loss and not (a.special or b.special) for a, b in zip(pieces, pieces[1:]))
+            words = lambda piece: None if piece.special else piece.loss
+            assert not any(words(a) == words(b) is not None for a, b in zip(pieces, pieces[1:]))
 
 
 # Where images go.
@@ -100,12 +103,13 @@ def test_two_images_in_the_middle_of_words_and_in_different_turns():
         "<s><image><image><image>USER: Left  or right ? ASSISTANT: Left.</s>USER: And ? ASSISTANT: No.</s>")
     assert written("plain", conversation) == "<s><image><image>Left.\n<image>No.\n"
     delimited = render(TEMPLATES["llava"], conversation, "delimited")
-    assert [p.text for p in delimited if p.special] == [
-        "<s>", *["<image_start>", "<image>", "<image_end>"] * 2, "</s>", "<image_start>", "<image>", "<image_end>", "</s>"]
+    image = ["<image_start>", "<image>", "<image_end>"]
+    assert [p.text for p in delimited if p.special] == ["<s>", *image, *image, "</s>", *image, "</s>"]
 
 
 @pytest.mark.parametrize("question", [
-    "<image>\nCompare.", "<image>\n<image>\nCompare.", "<image><image>\nCompare.", "<image>\n<image>\n<image>\nCompare."])
+    "<image>\nCompare.", "<image>\n<image>\nCompare.", "<image><image>\nCompare.",
+    "<image>\n<image>\n<image>\nCompare."])
 def test_in_front_a_line_that_only_held_images_leaves_nothing_behind(question):
     marks = question.count("<image>")
     assert written("llava", talk(question, "Same."), "front") == (
@@ -137,7 +141,8 @@ def test_a_conversation_that_ends_with_the_user_asks_for_an_answer():
     prompt = talk("<image>\nWhat is it?")
     assert written("llava", prompt) == "<s>USER: <image>\nWhat is it? ASSISTANT:"
     assert written("plain", prompt) == "<s><image>"
-    assert written("llava", TWO[:3]) == "<s>USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: What color? ASSISTANT:"
+    assert written("llava", TWO[:3]) == (
+        "<s>USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: What color? ASSISTANT:")
     assert learnt("llava", prompt) == []
 
 

@@ -22,7 +22,8 @@ def tokenizer() -> Tokenizer:
 
 def random_text(rng: random.Random, length: int) -> str:
     """Characters of every plane of Unicode, half surrogates excepted: they are no text."""
-    drawn = (rng.choice([rng.randrange(128), rng.randrange(0x800), rng.randrange(0x110000)]) for _ in range(length))
+    point = lambda: rng.choice([rng.randrange(128), rng.randrange(0x800), rng.randrange(0x110000)])
+    drawn = (point() for _ in range(length))
     return "".join(chr(point) for point in drawn if not 0xD800 <= point < 0xE000)
 
 
@@ -38,7 +39,8 @@ def test_frequent_words_become_single_tokens_up_to_the_vocabulary_asked_for(toke
 
 
 @pytest.mark.parametrize("text", [
-    "", " ", "two  spaces ", "\n\n", "tab\tnul\x00", "naïve", "漢字とかな", "🙂🏳️‍🌈", "e\u0301", "\ufeff", "a\u2028b",
+    "", " ", "two  spaces ", "\n\n", "tab\tnul\x00", "naïve", "漢字とかな", "🙂🏳️‍🌈", "e\u0301", "\ufeff",
+    "a\u2028b",
     "<image>\n{x} {0} %s \\n", "ASSISTANT: 4</s>"])
 def test_round_trip_of_hostile_text(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -78,11 +80,11 @@ def test_what_encode_returns_may_be_changed(tokenizer):
     assert tokenizer.decode(tokenizer.encode("yes")) == "yes"
 
 
-def test_the_same_text_gives_the_same_tokenizer_in_any_process():
+def test_the_same_text_gives_the_same_tokenizer_in_another_process():
+    """A killed run that is started again trains its tokenizer anew."""
     code = "from tests.data.test_tokenizer import CORPUS, train; print(train(CORPUS, 300).to_json())"
-    run = lambda seed: subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": seed},
-                                      capture_output=True, text=True, check=True).stdout.rstrip("\n")
-    assert run("1") == run("2") == train(CORPUS, 300).to_json()
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert other.stdout.rstrip("\n") == train(CORPUS, 300).to_json()
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):

@@ -38,9 +38,10 @@ def scenes() -> SceneSource:
 
 @pytest.fixture(scope="session")
 def tiny(scenes) -> Tiny:
-    """Parameters of one scale, so large that every word and pixel tells; seconds faster than `init_params`."""
+    """Parameters so large that every word and pixel tells, and seconds faster than `init_params`."""
     blocks = TransformerConfig(layers=1, width=32, heads=2, mlp_width=32)
-    words = TransformerConfig(layers=2, width=32, heads=2, mlp_width=32, norm="rms", gated_mlp=True, rope_theta=1e4)
+    words = TransformerConfig(
+        layers=2, width=32, heads=2, mlp_width=32, norm="rms", gated_mlp=True, rope_theta=1e4)
     config = ModelConfig(
         vision=ViTConfig(image_size=32, patch_size=16, feature_layer=-1, transformer=blocks),
         text=TextConfig(vocab_size=VOCABULARY, context=16, end_id=2, transformer=blocks),

@@ -29,7 +29,7 @@ def test_scenes_are_asked_with_a_single_digit(scenes):
 
 def test_captions_are_the_classes_of_other_sources_and_drawn_from_all_of_it():
     image = np.zeros((4, 4, 3), np.uint8)
-    source = [Record((image,), caption=name) for name in ["dog"] * 5 + ["cat"] * 5]  # sorted, as files often are
+    source = [Record((image,), caption=name) for name in ["dog"] * 5 + ["cat"] * 5]  # sorted, as files may be
     data = labelled(source, 4)
     assert data.classes == ["cat", "dog"] and data.prompts == [["cat"], ["dog"]]
     assert data.indices == [0, 2, 5, 7] and data.labels.tolist() == [1, 1, 0, 0]

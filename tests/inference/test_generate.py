@@ -18,10 +18,10 @@ CONFIG = ModelConfig(
     ViTConfig(8, 4, TransformerConfig(layers=1, width=16, heads=2, mlp_width=32), feature_layer=-1),
     connector=ConnectorConfig("linear"),
     decoder=DecoderConfig(24, TransformerConfig(
-        layers=2, width=16, heads=4, kv_heads=2, mlp_width=24, norm="rms", activation="silu", gated_mlp=True,
+        layers=1, width=16, heads=4, kv_heads=2, mlp_width=24, norm="rms", activation="silu", gated_mlp=True,
         attention_bias=False, mlp_bias=False, rope_theta=1e4)))
 MODEL, SHAPES = CONFIG.vlm(), abstract_params(CONFIG)
-PAD, ENDS, BANNED, STEPS, LENGTH, SEEDS = 0, (2, 9), (0, 1, 5), 6, 9, range(6)
+PAD, ENDS, BANNED, STEPS, LENGTH, SEEDS = 0, (2, 9, 17), (0, 1, 5), 6, 9, range(6)
 OPTIONS = dict(max_new_tokens=STEPS, eos_ids=ENDS, pad_id=PAD, banned=BANNED)
 
 # Three prompts of 9, 6 and 3 tokens: an image in the middle, an image in front, text alone.
@@ -32,7 +32,7 @@ IMAGES = np.random.default_rng(0).normal(size=(3, 1, 8, 8, 3)).astype(np.float32
 
 
 def random_params(seed):
-    """Large weights: margins between tokens are then far above rounding, and answers differ from row to row."""
+    """Large weights: margins between tokens are far above rounding, and answers differ from row to row."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.6, leaf.shape), jnp.float32), SHAPES)
 
@@ -68,7 +68,7 @@ def naive(params, prompt, images, banned=BANNED):
 @pytest.fixture(scope="module")
 def truth():
     """seed -> the naive answers of all three prompts."""
-    return {seed: [naive(random_params(seed), p, image) for p, image in zip(PROMPTS, IMAGES)] for seed in SEEDS}
+    return {seed: [naive(random_params(seed), *row) for row in zip(PROMPTS, IMAGES)] for seed in SEEDS}
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -78,34 +78,35 @@ def test_a_batch_of_uneven_prompts_equals_the_naive_loop_token_for_token(truth, 
         assert out.dtype == jnp.int32 and np.asarray(out).tolist() == truth[seed], seed
 
 
-@pytest.mark.parametrize("row", [0, 1])
-def test_a_row_alone_without_padding_gives_the_same(truth, row):
-    prompt = padded(PROMPTS[row:row + 1], "left", len(PROMPTS[row][0]))
+def test_a_row_alone_without_padding_gives_the_same(truth):
+    tokens, index = PROMPTS[1]
+    prompt = padded([(tokens, index)], "left", len(tokens))
     for seed in SEEDS:
-        out = generate(MODEL, random_params(seed), prompt, IMAGES[row:row + 1], **OPTIONS)
-        assert np.asarray(out).tolist() == [truth[seed][row]], seed
+        out = generate(MODEL, random_params(seed), prompt, IMAGES[1:2], **OPTIONS)
+        assert np.asarray(out).tolist() == [truth[seed][1]], seed
 
 
 def test_the_rows_above_are_worth_comparing(truth):
-    """Some end early and some do not, rows of a batch end at different steps, and answers are not all alike."""
+    """Some end early and some do not, not all at the same step, and answers are not all alike."""
     answers = [tuple(row) for rows in truth.values() for row in rows]
     ended = [next((i for i, token in enumerate(row) if token in ENDS), None) for row in answers]
     assert None in ended and len({i for i in ended if i is not None}) > 1
     assert len(set(answers)) > len(answers) // 2
 
 
-def test_an_end_token_is_kept_and_padding_follows(truth):
-    rows = [row for seed in SEEDS for row in truth[seed] if any(token in ENDS for token in row)]
-    out = [generate(MODEL, random_params(seed), padded(PROMPTS, "left"), IMAGES, **OPTIONS).tolist() for seed in SEEDS]
-    ours = [row for batch in out for row in batch if any(token in ENDS for token in row)]
-    assert ours == rows
-    for row in ours:
-        end = next(i for i, token in enumerate(row) if token in ENDS)
-        assert row[end + 1:] == [PAD] * (STEPS - end - 1)
+def test_an_end_token_is_kept_and_padding_follows():
+    prompts, met = padded(PROMPTS, "left"), 0
+    for seed in SEEDS:
+        for row in generate(MODEL, random_params(seed), prompts, IMAGES, **OPTIONS).tolist():
+            end = next((i for i, token in enumerate(row) if token in ENDS), None)
+            if end is not None:
+                met += 1
+                assert row[end + 1:] == [PAD] * (STEPS - end - 1)
+    assert met
 
 
 def test_banned_tokens_never_appear_though_they_would(truth):
-    free = [naive(random_params(seed), p, image, banned=()) for seed in SEEDS for p, image in zip(PROMPTS, IMAGES)]
+    free = [naive(random_params(seed), *row, banned=()) for seed in SEEDS for row in zip(PROMPTS, IMAGES)]
     assert any(token in (1, 5) for row in free for token in row)
     for rows in truth.values():
         for row in rows:
@@ -128,6 +129,7 @@ def test_a_drawn_answer_is_a_function_of_the_key_and_not_of_the_padding():
 
 
 def test_one_token():
+    """And text alone: no images need to be given."""
     params = random_params(0)
     one = generate(MODEL, params, padded(PROMPTS[2:], "left", 3), **dict(OPTIONS, max_new_tokens=1))
-    assert one.tolist() == [naive(params, PROMPTS[2], IMAGES[2])[:1]]  # text alone: no images need to be given
+    assert one.tolist() == [naive(params, PROMPTS[2], IMAGES[2])[:1]]

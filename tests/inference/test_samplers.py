@@ -64,14 +64,14 @@ def test_top_k_keeps_k_even_among_equals():
 
 
 def test_temperature_comes_first():
-    """Divided by 4, the likeliest token has 0.27 of the mass instead of 0.4, so the nucleus of 0.39 takes one more."""
+    """Divided by 4, the likeliest token has 0.26 of the mass, not 0.4: a nucleus of 0.39 takes one more."""
     assert kept(top_p=0.39) == [1] and kept(top_p=0.39, temperature=4.0) == [1, 3]
     flat = np.asarray(Sampler(temperature=4.0).kept(LOGITS))
     assert np.allclose(flat, LOGITS / 4)
 
 
 def test_the_nucleus_is_taken_of_what_top_k_left():
-    """Of the two likeliest, 4/7 and 3/7: the first alone reaches 0.55, which of all five it does not (0.4)."""
+    """Of two tokens the first has 4/7 and reaches 0.55 alone, which it does not among all five (0.4)."""
     assert kept(top_p=0.55) == [1, 3] and kept(top_p=0.55, top_k=2) == [1]
     assert kept(top_p=0.99, top_k=2) == [1, 3]
 

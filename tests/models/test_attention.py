@@ -22,7 +22,7 @@ def draw(seed=0, targets=TARGETS, sources=SOURCES):
 
 
 def brute_force(q, k, v, mask):
-    """softmax(q k / sqrt(d)) v in float64; head h reads group h // (HEADS / GROUPS). Rows that see nothing are 0."""
+    """softmax(q k / sqrt(d)) v in float64; head h reads group h // (HEADS / GROUPS). Blind rows are 0."""
     out = np.zeros(q.shape)
     for b in range(q.shape[0]):
         for h in range(HEADS):

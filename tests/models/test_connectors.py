@@ -9,8 +9,8 @@ import pytest
 from vlm_jax.models.connectors import CONNECTORS, ConnectorConfig, connector
 from vlm_jax.models.vit import Features
 
-FEATURES = Features(
-    np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32), np.zeros((2, 4, 2), np.int32), np.ones((2, 4)))
+X = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
+FEATURES = Features(X, positions=np.zeros((2, 4, 2), np.int32), mask=np.ones((2, 4), bool))
 
 
 def parameters(module):
@@ -27,15 +27,16 @@ def test_linear():
     module = connector(ConnectorConfig("linear"), 8)
     params = parameters(module)
     assert list(params) == ["linear_1"]
-    assert np.allclose(module.apply({"params": params}, FEATURES), dense(params["linear_1"], FEATURES.features), atol=1e-5)
+    assert np.allclose(module.apply({"params": params}, FEATURES), dense(params["linear_1"], X), atol=1e-5)
 
 
 def test_mlp_with_exact_gelu_between_two_layers():
     module = connector(ConnectorConfig(), 8)
     params = parameters(module)
-    assert {name: leaf["kernel"].shape for name, leaf in params.items()} == {"linear_1": (6, 8), "linear_2": (8, 8)}
+    shapes = {name: leaf["kernel"].shape for name, leaf in params.items()}
+    assert shapes == {"linear_1": (6, 8), "linear_2": (8, 8)}
     gelu = np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2))))
-    expected = dense(params["linear_2"], gelu(dense(params["linear_1"], FEATURES.features)))
+    expected = dense(params["linear_2"], gelu(dense(params["linear_1"], X)))
     assert np.allclose(module.apply({"params": params}, FEATURES), expected, atol=1e-4)
 
 

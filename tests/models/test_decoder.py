@@ -1,7 +1,7 @@
-"""The decoder: however its tokens arrive (packed, branched, padded, in pieces through the cache), a token's logits are
-those it has in its own example alone.
+"""The decoder: however its tokens arrive (packed, branched, padded, in pieces through the cache), a token's
+logits are those it has in its own example alone.
 
-One compiled function reads a batch of rows that all say the same thing in different layouts; the first row is plain.
+One compiled function reads a batch of rows that say the same in different layouts; the first row is plain.
 """
 
 import dataclasses
@@ -15,15 +15,16 @@ from vlm_jax.models.decoder import Decoder, DecoderConfig, init_cache, unstack_d
 from vlm_jax.models.mask import describe
 from vlm_jax.models.transformer import TransformerConfig
 
-LLAMA = TransformerConfig(layers=2, width=16, heads=4, kv_heads=2, mlp_width=24, norm="rms", activation="silu",
-                          gated_mlp=True, attention_bias=False, mlp_bias=False, rope_theta=1e4)
+LLAMA = TransformerConfig(
+    layers=2, width=16, heads=4, kv_heads=2, mlp_width=24, norm="rms", activation="silu", gated_mlp=True,
+    attention_bias=False, mlp_bias=False, rope_theta=1e4)
 CONFIG = DecoderConfig(vocab_size=24, transformer=LLAMA)
 LENGTH, PAD = 10, 0
 TEXT = np.array([5, 9, 3, 17, 22, 8, 5, 11, 9, 4], np.int32)
 
 
 def layouts():
-    """name -> (tokens, segments, branches, positions, [(slice of the row, slice of TEXT it must agree with)])."""
+    """name -> (tokens, segments, branches, positions, [(slice of the row, slice of TEXT to agree with)])."""
     zeros, count = np.zeros(LENGTH, int), np.arange(LENGTH)
     pad = lambda left, right: np.r_[[-1] * left, [0] * (LENGTH - left - right), [-1] * right]
     return {
@@ -36,7 +37,8 @@ def layouts():
                        [(slice(0, 6), slice(0, 6)), (slice(6, 10), slice(0, 4))]),
         # Prefix of two; two other answers come before the one that goes on as TEXT does.
         "branched": (np.r_[TEXT[:2], [7, 7, 7], [1], TEXT[2:6]], zeros, np.r_[0, 0, 1, 1, 1, 2, 3, 3, 3, 3],
-                     np.r_[0, 1, 2, 3, 4, 2, 2, 3, 4, 5], [(slice(0, 2), slice(0, 2)), (slice(6, 10), slice(2, 6))]),
+                     np.r_[0, 1, 2, 3, 4, 2, 2, 3, 4, 5],
+                     [(slice(0, 2), slice(0, 2)), (slice(6, 10), slice(2, 6))]),
     }
 
 
@@ -55,8 +57,8 @@ def plain(tokens):
 def batch():
     """(tokens, description) of all layouts, a row each."""
     tokens, segments, branches, positions, _ = (list(column) for column in zip(*layouts().values()))
-    stack = lambda rows: np.stack(rows).astype(np.int32)
-    return stack(tokens), describe(stack(segments), positions=stack(positions), subsegment_ids=stack(branches))
+    tokens, segments, branches, positions = (np.stack(x) for x in (tokens, segments, branches, positions))
+    return tokens.astype(np.int32), describe(segments, positions=positions, subsegment_ids=branches)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,8 @@ def in_pieces(params, batch, size, slots=12):
     cache, pieces = init_cache(CONFIG, len(tokens), slots), []
     for start in range(0, LENGTH, size):
         part = slice(start, start + size)
-        logits, cache = _read({"params": params}, tokens[:, part], jax.tree.map(lambda x: x[:, part], info), cache)
+        described = jax.tree.map(lambda x: x[:, part], info)
+        logits, cache = _read({"params": params}, tokens[:, part], described, cache)
         pieces.append(np.asarray(logits))
     return np.concatenate(pieces, axis=1), cache
 
@@ -98,7 +101,8 @@ def test_the_future_does_not_matter(full, params, batch):
     changed = tokens.copy()
     changed[0, 7:] = 1
     logits = np.asarray(_read({"params": params}, changed, info)[0])
-    assert np.array_equal(logits[0, :7], full[0, :7]) and not np.allclose(logits[0, 7:], full[0, 7:], atol=1e-2)
+    assert np.array_equal(logits[0, :7], full[0, :7])
+    assert not np.allclose(logits[0, 7:], full[0, 7:], atol=1e-2)
 
 
 @pytest.mark.parametrize("size", [5, 1])
@@ -123,16 +127,19 @@ def test_the_cache_describes_its_slots(params, batch):
 
 
 def test_a_fresh_cache_can_be_given_away(params):
-    """Every leaf is a buffer of its own: a program that reuses the cache's memory refuses a buffer it gets twice."""
+    """Every leaf is a buffer of its own: a program that reuses them refuses one that it gets twice."""
     give = jax.jit(lambda cache: jax.tree.map(lambda leaf: leaf + 1, cache), donate_argnums=0)
     assert int(give(init_cache(CONFIG, 1, 4)).length) == 1
 
 
 def test_untied_and_tied_heads():
-    hidden, embedding = np.full((1, 1, 16), 2.0, np.float32), np.arange(24 * 16, dtype=np.float32).reshape(24, 16) / 99
-    head = lambda config, params: np.asarray(Decoder(config).apply({"params": params}, hidden, method="logits"))
-    kernel = embedding[::-1].T
-    untied = head(CONFIG, {"embedding": embedding, "lm_head": {"kernel": kernel}, "blocks": {}})
+    hidden = np.full((1, 1, 16), 2.0, np.float32)
+    embedding = np.arange(24 * 16, dtype=np.float32).reshape(24, 16) / 99
+
+    def head(config, params):
+        return np.asarray(Decoder(config).apply({"params": params}, hidden, method="logits"))
+
+    untied = head(CONFIG, {"embedding": embedding, "lm_head": {"kernel": embedding[::-1].T}, "blocks": {}})
     tied = head(dataclasses.replace(CONFIG, tie_embeddings=True), {"embedding": embedding, "blocks": {}})
     assert np.allclose(tied[0, 0], embedding.sum(1) * 2, rtol=1e-5)
     assert np.allclose(untied[0, 0], embedding[::-1].sum(1) * 2, rtol=1e-5)

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_jax.models.layers import Linear, Mlp, Norm, activation, rotate
+from vlm_jax.models import rope
+from vlm_jax.models.layers import Linear, Mlp, Norm, activation
+
+rotate = jax.jit(rope.rotate, static_argnums=2)
 
 
 def normal(*shape, seed=0):
@@ -65,8 +68,9 @@ def test_norms():
     centred = x - x.mean(-1, keepdims=True)
     layer = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
     rms = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale
-    assert np.allclose(Norm("layer", 1e-5).apply({"params": {"scale": scale, "bias": bias}}, x), layer, atol=1e-5)
-    assert np.allclose(Norm("rms", 1e-5).apply({"params": {"scale": scale}}, x), rms, atol=1e-5)
+    apply = lambda kind, **params: Norm(kind, 1e-5).apply({"params": params}, x)
+    assert np.allclose(apply("layer", scale=scale, bias=bias), layer, atol=1e-5)
+    assert np.allclose(apply("rms", scale=scale), rms, atol=1e-5)
 
 
 def test_norms_have_the_parameters_of_their_kind():
@@ -101,15 +105,15 @@ def test_mlp(gated):
 # Rotary positions.
 
 
-def test_a_quarter_turn_by_hand():
-    """Two channels are one pair with frequency 1: position pi / 2 would swap them; position 1 turns by one radian."""
+def test_one_radian_by_hand():
+    """Two channels are one pair of frequency 1: position 1 turns it by one radian."""
     x = np.array([1.0, 0.0], np.float32).reshape(1, 1, 1, 2)
     assert np.allclose(rotate(x, np.array([[1]]), 10_000.0).ravel(), [math.cos(1), math.sin(1)], atol=1e-6)
     assert np.array_equal(rotate(x, np.array([[0]]), 10_000.0), x)
 
 
 def test_half_split_pairs_are_complex_numbers():
-    """Channel i is the real and channel i + d/2 the imaginary part of what position p turns by p theta^(-2i/d)."""
+    """Channels i and i + d/2 are the real and imaginary part of what position p turns by p theta^(-2i/d)."""
     x, theta, d = normal(2, 4, 3, 8), 100.0, 8
     positions = np.array([[0, 1, 5, 40], [3, 3, 2, 1]])
     pairs = x[..., : d // 2] + 1j * x[..., d // 2:]

@@ -29,7 +29,7 @@ def brute_force(q, k, window):
     (batch, targets), sources = q["order"].shape, k["order"].shape[1]
     seen = np.zeros((batch, targets, sources), bool)
     for b, i, j in itertools.product(range(batch), range(targets), range(sources)):
-        at_q, at_k = ({name: int(values[b, n]) for name, values in side.items()} for side, n in ((q, i), (k, j)))
+        at_q, at_k = ({name: values[b, n] for name, values in side.items()} for side, n in ((q, i), (k, j)))
         if at_k["segment_ids"] == -1 or at_k["segment_ids"] != at_q["segment_ids"]:
             continue
         if at_k["subsegment_ids"] not in (0, at_q["subsegment_ids"]):
@@ -131,7 +131,8 @@ def test_given_positions_stand():
 
 
 def test_every_field_is_int32():
-    info = describe(np.zeros((1, 3), np.int64), mask_ar=np.ones((1, 3), bool), image_ids=np.ones((1, 3), np.int8))
+    ones = np.ones((1, 3), np.int8)
+    info = describe(np.zeros((1, 3), np.int64), mask_ar=ones.astype(bool), image_ids=ones)
     assert {getattr(info, name).dtype.name for name in FIELDS} == {"int32"}
 
 

@@ -10,8 +10,8 @@ from vlm_jax.models.text import TextConfig, TextTower
 from vlm_jax.models.transformer import TransformerConfig, apply_blocks
 
 END, PAD = 2, 0
-CONFIG = TextConfig(vocab_size=20, context=6, end_id=END,
-                    transformer=TransformerConfig(layers=1, width=16, heads=2, mlp_width=32, activation="quick_gelu"))
+BLOCKS = TransformerConfig(layers=1, width=16, heads=2, mlp_width=32, activation="quick_gelu")
+CONFIG = TextConfig(vocab_size=20, context=6, end_id=END, transformer=BLOCKS)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,8 @@ def test_pooled_is_the_final_norm_of_the_end_tokens_state(tower):
     tokens = rows([1, 5, END, PAD, PAD, PAD], [1, 7, 8, 9, 4, END])
     x = params["token_embedding"][tokens] + params["position_embedding"]
     causal = describe(np.zeros((2, 6)))
-    last = np.asarray(jax.jit(lambda p: apply_blocks(CONFIG.transformer, p, x, causal)[0][-1])(params["blocks"]))
+    hidden = jax.jit(lambda blocks: apply_blocks(BLOCKS, blocks, x, causal)[0])(params["blocks"])
+    last = np.asarray(hidden[-1])
     state = np.stack([last[0, 2], last[1, 5]])
     state = state - state.mean(-1, keepdims=True)
     norm = params["norm_post"]

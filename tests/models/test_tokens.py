@@ -11,7 +11,7 @@ def vision(image_size, patch_size):
     return types.SimpleNamespace(image_size=image_size, patch_size=patch_size)
 
 
-@pytest.mark.parametrize("size, patch, tokens", [(336, 14, 576), (224, 16, 196), (224, 14, 256), (64, 16, 16)])
+@pytest.mark.parametrize("size, patch, tokens", [(336, 14, 576), (224, 16, 196), (64, 16, 16), (64, 64, 1)])
 def test_published_sizes(size, patch, tokens):
     assert num_visual_tokens(vision(size, patch), size, size) == tokens
 
@@ -28,7 +28,7 @@ def test_a_vision_config_a_model_config_and_a_loaded_model_agree():
 
 def test_patches_must_tile_the_image():
     assert patch_grid(48, 16) == (3, 3)
-    with pytest.raises(ValueError, match="image_size 225 is not divisible by patch_size 16; use 224 or 240 pixels"):
+    with pytest.raises(ValueError, match="size 225 is not divisible by patch_size 16; use 224 or 240 pixels"):
         num_visual_tokens(vision(225, 16), 225, 225)
 
 

@@ -1,4 +1,4 @@
-"""The stack of blocks: what its tree looks like, and that running it stacked is running the blocks one by one."""
+"""The stack of blocks: what its tree looks like, and that running it is running the blocks one by one."""
 
 import dataclasses
 
@@ -10,8 +10,9 @@ import pytest
 from vlm_jax.models.mask import build_mask, describe
 from vlm_jax.models.transformer import Block, TransformerConfig, apply_blocks, init_blocks, unstack
 
-LLAMA = TransformerConfig(layers=2, width=16, heads=4, kv_heads=2, head_dim=6, mlp_width=24, norm="rms",
-                          activation="silu", gated_mlp=True, attention_bias=False, mlp_bias=False, rope_theta=1e4)
+LLAMA = TransformerConfig(
+    layers=2, width=16, heads=4, kv_heads=2, head_dim=6, mlp_width=24, norm="rms", activation="silu",
+    gated_mlp=True, attention_bias=False, mlp_bias=False, rope_theta=1e4)
 SEGMENTS = np.array([[0, 0, 0, 0, 1, 1], [-1, 0, 0, 0, 0, -1]], np.int32)
 
 
@@ -95,7 +96,7 @@ def test_layers_start_different_and_at_the_scale_of_the_clip_paper():
 
 
 def test_a_block_by_hand():
-    """One head, one token, weights that make the arithmetic visible: x + o(v(norm x)), then + down(relu-like(up))."""
+    """One head, one token, an MLP that adds nothing: x + o(v(norm x))."""
     config = dataclasses.replace(LLAMA, layers=1, width=2, heads=1, kv_heads=1, head_dim=2, mlp_width=2,
                                  gated_mlp=False, rope_theta=None)
     eye, none = np.eye(2, dtype=np.float32), np.zeros((2, 2), np.float32)
@@ -128,12 +129,13 @@ def test_gradients_are_those_of_separate_blocks(stacked, separate):
 
 def test_unstacked_parameters_give_the_same(stack, stacked):
     params, x, info = stack
-    hidden, caches = jax.jit(lambda layers: apply_blocks(LLAMA, layers, x, info))(unstack(params, LLAMA.layers))
+    run = jax.jit(lambda layers: apply_blocks(LLAMA, layers, x, info))
+    hidden, caches = run(unstack(params, LLAMA.layers))
     assert np.allclose(hidden[-1], stacked[0][-1], atol=1e-5) and caches is None
 
 
 def test_a_window_reaches_every_layer(stack):
-    """Window 2 and two layers: token 3 hears of 3, 2 and 1. Of token 0 it hears only where the window is wider."""
+    """Window 2 and two layers: token 3 hears of 3, 2 and 1; of token 0 only where the window is wider."""
     params, x, _ = stack
     pair = np.stack([x[0, :4], x[0, :4]])
     pair[1, 0] += 1
@@ -160,7 +162,7 @@ def test_the_weights_shown_are_the_weights_of_the_mask(stack):
 
 
 def test_a_tree_of_another_depth_is_refused(stack):
-    """JAX clamps an index that is too large: without a check two layers would run as three, the last one twice."""
+    """JAX clamps an index that is too large: unchecked, two layers would run as three, the last one twice."""
     params, x, info = stack
     for layers in (1, 3):
         config = dataclasses.replace(LLAMA, layers=layers)

@@ -35,31 +35,33 @@ def test_normalise():
     assert normalise(jnp.ones(4, jnp.bfloat16)).dtype == jnp.float32
     zero = np.zeros(3, np.float32)
     assert (np.asarray(normalise(zero)) == 0).all()
-    assert np.isfinite(jax.grad(lambda x: normalise(x).sum())(zero)).all()
+    assert np.isfinite(jax.jit(jax.grad(lambda x: normalise(x).sum()))(zero)).all()
 
 
 def test_the_initial_scale_and_bias_are_the_papers():
     def start(config):
-        init = lambda rng: TwoTower(EYES, TEXT, config).init(rng, IMAGES[:1], TOKENS[:1])["params"]
-        return jax.jit(lambda rng: {n: leaf for n, leaf in init(rng).items() if n.startswith("logit")})(jax.random.key(0))
+        def init(rng):
+            params = TwoTower(EYES, TEXT, config).init(rng, IMAGES[:1], TOKENS[:1])["params"]
+            return {name: leaf for name, leaf in params.items() if name.startswith("logit")}
+        return jax.jit(init)(jax.random.key(0))
 
     clip, siglip = start(CLIP), start(SIGLIP)
-    assert list(clip) == ["logit_scale"] and math.exp(clip["logit_scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
+    assert list(clip) == ["logit_scale"]
+    assert math.exp(clip["logit_scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
     assert math.exp(siglip["logit_scale"]) == pytest.approx(10, rel=1e-5) and siglip["logit_bias"] == -10
 
 
 def test_scale_is_the_exponential_of_its_parameter_up_to_the_cap():
-    scale = lambda value: float(scale_and_bias(CLIP, logit_scale=jnp.float32(value))[0])
+    scale = lambda value, config=CLIP: float(scale_and_bias(config, logit_scale=jnp.float32(value))[0])
     assert scale(0.0) == pytest.approx(1) and scale(math.log(50)) == pytest.approx(50, rel=1e-5)
     assert scale(math.log(100)) == pytest.approx(100, rel=1e-5)
     assert scale(9.0) == pytest.approx(100, rel=1e-5)
-    assert float(scale_and_bias(dataclasses.replace(CLIP, max_scale=20.0), logit_scale=jnp.float32(9.0))[0]) == (
-        pytest.approx(20, rel=1e-5))
+    assert scale(9.0, dataclasses.replace(CLIP, max_scale=20.0)) == pytest.approx(20, rel=1e-5)
 
 
 def test_a_scale_at_the_cap_can_come_down_again():
-    """CLIP clips the parameter after each step, so that it always has a gradient. One that lost its gradient above
-    the cap would stay there for good: nothing decays it."""
+    """CLIP clips the parameter after each step, so that it always has a gradient. One that lost its gradient
+    above the cap would stay there for good: nothing decays it."""
     gradient = jax.grad(lambda value: scale_and_bias(CLIP, logit_scale=value)[0])
     assert float(gradient(jnp.float32(math.log(99)))) == pytest.approx(99, rel=1e-4)
     assert float(gradient(jnp.float32(math.log(100) + 0.01))) > 50

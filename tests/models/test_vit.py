@@ -1,4 +1,4 @@
-"""The Vision Transformer: patches against a convolution, layers and pooling against the stack, counts as published."""
+"""The Vision Transformer: patches against a convolution, layers and pooling against the stack, counts."""
 
 import dataclasses
 
@@ -38,7 +38,8 @@ def clip():
 
     @jax.jit
     def hidden(params):
-        return apply_blocks(BLOCKS, params["blocks"], ViT(CLIP).apply({"params": params}, IMAGES, method="embed"))[0]
+        x = ViT(CLIP).apply({"params": params}, IMAGES, method="embed")
+        return apply_blocks(BLOCKS, params["blocks"], x)[0]
 
     return params, [np.asarray(h) for h in hidden(params)]
 
@@ -59,8 +60,9 @@ def test_patches_of_a_numbered_image():
 
 def test_patchify_and_matmul_are_a_strided_convolution():
     rng = np.random.default_rng(1)
-    images, kernel = rng.normal(size=(2, 8, 12, 3)).astype(np.float32), rng.normal(size=(4, 4, 3, 5)).astype(np.float32)
-    expected = jax.lax.conv_general_dilated(images, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    images, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 8, 12, 3), (4, 4, 3, 5)))
+    layout = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(images, kernel, (4, 4), "VALID", dimension_numbers=layout)
     ours = patchify(images, 4) @ kernel.reshape(-1, 5)
     assert np.allclose(ours, np.asarray(expected).reshape(2, 6, 5), atol=1e-5)
 
@@ -103,8 +105,8 @@ def test_mean_pooling_has_no_class_token():
     assert "class_token" not in params and "norm_pre" not in params and "bias" in params["patch_embed"]
     assert params["position_embedding"].shape == (9, 16)
     out = run(MEAN, params)
-    expected = layer_norm(np.asarray(out.patches.features), params["norm_post"]).mean(axis=1)  # -1: the last layer
-    assert np.allclose(out.pooled, expected, atol=1e-4)
+    last = np.asarray(out.patches.features)  # of feature_layer -1
+    assert np.allclose(out.pooled, layer_norm(last, params["norm_post"]).mean(axis=1), atol=1e-4)
 
 
 def test_the_features_say_where_they_come_from(clip):
@@ -136,7 +138,8 @@ def test_every_patch_sees_every_other(clip):
 @pytest.mark.parametrize("size, patch, tokens", [(336, 14, 576), (224, 16, 196)])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_the_encoder_returns_as_many_tokens_as_are_counted(size, patch, tokens, pool):
-    config = ViTConfig(size, patch, TransformerConfig(layers=1, width=8, heads=1, mlp_width=8), pool, feature_layer=-1)
+    blocks = TransformerConfig(layers=1, width=8, heads=1, mlp_width=8)
+    config = ViTConfig(size, patch, blocks, pool, feature_layer=-1)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     out, _ = jax.eval_shape(ViT(config).init_with_output, jax.random.key(0), images)
     assert num_visual_tokens(config, size, size) == tokens

@@ -13,8 +13,9 @@ from vlm_jax.models.vit import ViTConfig
 from vlm_jax.models.vlm import VLM, splice
 
 EYES = ViTConfig(8, 4, TransformerConfig(layers=1, width=12, heads=2, mlp_width=24), feature_layer=-1)
-LLAMA = TransformerConfig(layers=1, width=16, heads=4, kv_heads=2, mlp_width=24, norm="rms", activation="silu",
-                          gated_mlp=True, attention_bias=False, mlp_bias=False, rope_theta=1e4)
+LLAMA = TransformerConfig(
+    layers=1, width=16, heads=4, kv_heads=2, mlp_width=24, norm="rms", activation="silu", gated_mlp=True,
+    attention_bias=False, mlp_bias=False, rope_theta=1e4)
 MODEL = VLM(EYES, ConnectorConfig(), DecoderConfig(24, LLAMA))
 V, IMAGE, START, END = 4, 20, 21, 22
 
@@ -98,7 +99,8 @@ def test_every_layout_is_the_decoder_on_embeddings_put_together_by_hand(params, 
 def test_token_j_of_slot_i_has_index_i_v_plus_j(params):
     encode = lambda images: np.asarray(apply({"params": params}, images, method="visual_tokens"))
     ours, swapped = encode(IMAGES), encode(IMAGES[:, ::-1])
-    assert np.allclose(ours[:, :V], swapped[:, V:], atol=1e-5) and np.allclose(ours[:, V:], swapped[:, :V], atol=1e-5)
+    assert np.allclose(ours[:, :V], swapped[:, V:], atol=1e-5)
+    assert np.allclose(ours[:, V:], swapped[:, :V], atol=1e-5)
     assert np.abs(ours[:, :V] - ours[:, V:]).max() > 0.1
 
 
@@ -123,15 +125,15 @@ def test_slots_that_nothing_points_to_do_not_matter(params, logits):
 
 
 def test_replacing_an_image_changes_only_what_comes_after_it(params, logits):
-    other = IMAGES.copy()
-    other[:, 1] = np.random.default_rng(3).normal(size=other[:, 1].shape)  # second slot: "interleaved" alone uses it
+    other, rng = IMAGES.copy(), np.random.default_rng(3)
+    other[:, 1] = rng.normal(size=other[:, 1].shape)  # the second slot, which only "interleaved" uses
     changed = run(params, other)
     assert np.array_equal(changed[[0, 1, 3]], logits[[0, 1, 3]])
     first = LAYOUTS["interleaved"].index(V)
     assert np.array_equal(changed[2, :first], logits[2, :first])
     assert (np.abs(changed[2, first:] - logits[2, first:]).max(-1) > 1e-3).all()
 
-    other[:, 0] = np.random.default_rng(4).normal(size=other[:, 0].shape)
+    other[:, 0] = rng.normal(size=other[:, 0].shape)
     changed = run(params, other)
     assert np.array_equal(changed[0], logits[0])
     for row, layout in enumerate(LAYOUTS.values()):
@@ -147,7 +149,7 @@ def test_the_token_under_an_image_does_not_matter(params, logits):
 
 
 def test_branches_share_one_image(params):
-    """Image and two words, then three answers in one row: each as in a row of its own, the image told once."""
+    """An image, two words and three answers in one row: each answer is as in a row of its own."""
     prefix, answers = [*range(V), -1, -1], ([3, 4], [5], [6, 7, 8])
     tokens, index = np.full((4, 12), 0, np.int32), np.full((4, 12), -1, np.int32)
     positions, branch, segments = np.zeros((4, 12), int), np.zeros((4, 12), int), np.full((4, 12), -1)

@@ -1,5 +1,6 @@
 """Contrastive losses: numbers that can be worked out by hand, golden values, and loops over pairs."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,16 +10,17 @@ import pytest
 
 from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.decoder import DecoderConfig
-from vlm_jax.models.model import ModelConfig, abstract_params
+from vlm_jax.models.model import ModelConfig, abstract_params, init_params
 from vlm_jax.models.text import TextConfig
 from vlm_jax.models.transformer import TransformerConfig
 from vlm_jax.models.two_tower import ContrastConfig
 from vlm_jax.models.vit import ViTConfig
+from vlm_jax.objectives import contrastive as losses
 from vlm_jax.objectives.base import means, total
-from vlm_jax.objectives.contrastive import Contrastive, ContrastiveConfig, same_text, sigmoid_loss, softmax_loss
+from vlm_jax.objectives.contrastive import Contrastive, ContrastiveConfig, same_text
 from vlm_jax.objectives.registry import make_objective
 
-softmax_loss, sigmoid_loss = jax.jit(softmax_loss), jax.jit(sigmoid_loss)
+softmax_loss, sigmoid_loss = jax.jit(losses.softmax_loss), jax.jit(losses.sigmoid_loss)
 
 
 def softplus(x):
@@ -35,12 +37,12 @@ def pairs(n, width=16, seed=0):
 
 
 def golden():
-    i, j = np.indices((8, 16))
-    return unit(np.sin(1 + 16 * i + j)).astype(np.float32), unit(np.cos(0.5 + 0.7 * (16 * i + j))).astype(np.float32)
+    n = np.arange(128).reshape(8, 16)
+    return unit(np.sin(1 + n)).astype(np.float32), unit(np.cos(0.5 + 0.7 * n)).astype(np.float32)
 
 
 def brute_softmax(zimg, ztxt, scale, positives, valid):
-    """Mean over both directions of -sum_j target_j log p_j, a pair at a time in float64; summed over valid rows."""
+    """Mean over both directions of -sum_j target_j log p_j in float64, summed over valid rows."""
     logits, loss = scale * zimg.astype(float) @ ztxt.T.astype(float), 0.0
     kept = np.flatnonzero(valid)
     for i in kept:
@@ -85,9 +87,10 @@ def test_features_of_zero_know_nothing(n, softmax, sigmoid):
 
 
 def test_random_features_start_where_theory_says():
-    """Cosines of random directions in d dimensions have variance 1/d: ln N + scale^2 / 2d, and softplus(10) and a bit."""
+    """Random directions in d dimensions have cosines of variance 1/d: ln N + scale^2 / 2d; softplus(10)."""
     x, y = pairs(256, width=512)
-    assert float(softmax_loss(x, y, 1 / 0.07)) / 256 == pytest.approx(math.log(256) + 0.07**-2 / 1024, abs=0.1)
+    theory = math.log(256) + 0.07**-2 / (2 * 512)
+    assert float(softmax_loss(x, y, 1 / 0.07)) / 256 == pytest.approx(theory, abs=0.1)
     assert float(sigmoid_loss(x, y, 10.0, -10.0)) / 256 == pytest.approx(softplus(10), abs=0.1)
 
 
@@ -95,7 +98,7 @@ def test_random_features_start_where_theory_says():
 
 
 def test_a_text_that_two_images_share():
-    """Two images, one caption twice: with both counted right the loss of knowing nothing else is ln 2, not more."""
+    """Two images with one caption: the target is half and half, and no features do better than ln 2."""
     x = np.ones((2, 1), np.float32)
     both = np.ones((2, 2), bool)
     assert float(softmax_loss(x, x, 5.0, both)) / 2 == pytest.approx(math.log(2), abs=1e-6)
@@ -139,7 +142,8 @@ def test_sigmoid_labels_are_plus_one_for_positives_and_minus_one_for_the_rest():
     positives = np.asarray(same_text(np.array([[1], [2], [1], [3], [2]])))
     logits = 3.0 * x.astype(float) @ y.T.astype(float) - 1.0
     for given, labels in ((None, np.eye(5, dtype=bool)), (positives, positives)):
-        expected = sum(softplus(-logits[i, j] if labels[i, j] else logits[i, j]) for i in range(5) for j in range(5))
+        signed = np.where(labels, -logits, logits).ravel()
+        expected = sum(softplus(z) for z in signed)
         assert float(sigmoid_loss(x, y, 3.0, -1.0, given)) == pytest.approx(expected, rel=1e-5)
 
 
@@ -164,35 +168,40 @@ BATCH = dict(images=np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(n
              text=np.array([[1, 3 + i, 3 + (5 * i) % 16, 2] for i in range(16)], np.int32))
 
 
-@pytest.fixture(scope="module")
-def learnt():
-    """(parameters, sums, weights, gradient) of the sigmoid objective on random towers."""
+def test_fresh_towers_start_where_theory_says():
+    """About ln 16 for softmax and softplus(10) for sigmoid: fresh embeddings are not quite orthogonal."""
+    blocks = TransformerConfig(layers=1, width=64, heads=2, mlp_width=64)
+    contrast = dataclasses.replace(SIGLIP.contrast, embed_dim=256)
+    config = ModelConfig(ViTConfig(8, 4, blocks), TextConfig(20, 4, 2, blocks), contrast)
+
+    @jax.jit
+    def start(rng):
+        params = init_params(config, rng)
+        zimg, ztxt, scale, bias = config.two_tower().apply({"params": params}, BATCH["images"], BATCH["text"])
+        return softmax_loss(zimg, ztxt, 1 / 0.07) / 16, sigmoid_loss(zimg, ztxt, scale, bias) / 16
+
+    softmax, sigmoid = start(jax.random.key(0, impl="rbg"))  # compiles faster than the default generator
+    assert math.log(16) - 0.1 < softmax < math.log(16) + 1
+    assert softplus(10) - 1 < sigmoid < softplus(10) + 2
+
+
+def test_sums_are_the_loss_of_the_towers_and_weights_the_number_of_pairs():
     objective, rng = make_objective(ContrastiveConfig(loss="sigmoid"), SIGLIP), np.random.default_rng(1)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32), abstract_params(SIGLIP))
+    fill = lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32)
+    params = jax.tree.map(fill, abstract_params(SIGLIP))
 
-    def loss(params):
-        sums, weights = objective(params, BATCH, None)
-        return total(objective.terms, means(sums, weights)), (sums, weights)
+    @jax.jit
+    def run(params):
+        towers = SIGLIP.two_tower().apply({"params": params}, BATCH["images"], BATCH["text"])
+        return objective(params, BATCH, None), towers
 
-    gradient, (sums, weights) = jax.jit(jax.grad(loss, has_aux=True))(params)
-    return params, sums, weights, gradient
-
-
-def test_sums_are_the_loss_of_the_towers_and_weights_the_number_of_pairs(learnt):
-    params, sums, weights, _ = learnt
-    zimg, ztxt, scale, bias = jax.jit(SIGLIP.two_tower().apply)({"params": params}, BATCH["images"], BATCH["text"])
+    (sums, weights), (zimg, ztxt, scale, bias) = run(params)
+    assert objective.terms == {"contrastive": 1.0}
     assert float(sums["contrastive"]) == pytest.approx(float(sigmoid_loss(zimg, ztxt, scale, bias)), rel=1e-5)
     assert weights == {"contrastive": 16, "accuracy": 16, "scale": 16}
     assert float(sums["scale"]) / 16 == pytest.approx(math.exp(params["logit_scale"]), rel=1e-5)
     best = (np.asarray(zimg) @ np.asarray(ztxt).T).argmax(1)
     assert sums["accuracy"] == (best == np.arange(16)).sum()
-
-
-def test_every_parameter_of_both_towers_learns(learnt):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(learnt[3]):
-        name = jax.tree_util.keystr(path)
-        assert np.isfinite(leaf).all(), name
-        assert "['k']['bias']" in name or np.abs(leaf).max() > 0, name  # softmax ignores what all keys share
 
 
 def test_accuracy_counts_a_repeated_caption_as_right():

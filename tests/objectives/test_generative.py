@@ -22,10 +22,11 @@ MODEL = ModelConfig(ViTConfig(8, 4, BLOCKS, feature_layer=-1), connector=Connect
                         layers=1, width=16, heads=4, kv_heads=2, mlp_width=24, norm="rms", activation="silu",
                         gated_mlp=True, attention_bias=False, mlp_bias=False, rope_theta=1e4)))
 TOKENS, VOCAB = 9, 24
+next_token_loss = jax.jit(generative.next_token_loss)
 
 
 def batch():
-    """Two rows: an image in front with one answer, and text alone with two branches and padding; uneven weights."""
+    """Two rows: an image and one answer, and text alone with two branches and padding; uneven weights."""
     rng = np.random.default_rng(0)
     draw = lambda: rng.integers(0, VOCAB, (2, TOKENS)).astype(np.int32)
     rows = lambda *values: np.array(values, np.int32)
@@ -46,7 +47,8 @@ def objective():
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32), abstract_params(MODEL))
+    fill = lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32)
+    return jax.tree.map(fill, abstract_params(MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +67,23 @@ def run(objective, params):
 
 def test_the_loss_of_a_position_by_hand():
     """Logits ln 1, ln 2, ln 5: probabilities 1/8, 1/4, 5/8."""
-    logits = np.log(np.array([[[1, 2, 5]] * 3], np.float32))
-    loss = generative.next_token_loss(logits, np.array([[0, 1, 2]]))
-    assert np.allclose(loss, np.log([[8, 4, 8 / 5]]), atol=1e-6)
-    assert np.isfinite(generative.next_token_loss(1e4 * logits, np.array([[0, 1, 2]]))).all()
-    assert generative.next_token_loss(jnp.asarray(logits, jnp.bfloat16), np.array([[0, 1, 2]])).dtype == jnp.float32
+    logits, targets = np.log(np.array([[[1, 2, 5]] * 3], np.float32)), np.array([[0, 1, 2]])
+    assert np.allclose(next_token_loss(logits, targets), np.log([[8, 4, 8 / 5]]), atol=1e-6)
+    assert np.isfinite(next_token_loss(1e4 * logits, targets)).all()
+    assert next_token_loss(jnp.asarray(logits, jnp.bfloat16), targets).dtype == jnp.float32
 
 
 def test_uneven_weights_against_a_loop(objective, params, run):
     given = batch()
-    info = describe(given["segment_ids"], positions=given["positions"], subsegment_ids=given["subsegment_ids"])
+    segments, positions, branches = (given[n] for n in ("segment_ids", "positions", "subsegment_ids"))
+    info = describe(segments, positions=positions, subsegment_ids=branches)
     logits = np.asarray(jax.jit(MODEL.vlm().apply)(
         {"params": params}, given["tokens"], info, given["images"], given["image_index"]), float)
     loss = right = weight = 0.0
     for row in range(2):
         for place in range(TOKENS):
-            line, target, w = logits[row, place], given["targets"][row, place], given["loss_weights"][row, place]
+            line, target = logits[row, place], given["targets"][row, place]
+            w = given["loss_weights"][row, place]
             loss += w * (np.log(np.exp(line - line.max()).sum()) + line.max() - line[target])
             right += w * (line.argmax() == target)
             weight += w
@@ -124,7 +127,7 @@ def test_gradients_reach_the_eyes_the_connector_and_the_decoder(run):
     size = lambda tree: sum(float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
     assert all(size(gradient["vision"][part]) > 0 for part in ("patch_embed", "position_embedding", "blocks"))
     assert size(gradient["connector"]) > 0 and size(gradient["decoder"]) > 0
-    assert size(gradient["vision"]["norm_post"]) == 0  # it belongs to the pooled output, which nothing reads here
+    assert size(gradient["vision"]["norm_post"]) == 0  # the pooled output's, which nothing reads here
 
 
 def test_text_alone_needs_no_images(objective, params):

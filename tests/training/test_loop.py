@@ -1,7 +1,8 @@
-"""The loop around the step, with a straight line for a model: what it logs, what it saves, and that it goes on after a
-stop as if there had been none."""
+"""The loop around the step, with a straight line for a model: what it logs, what it saves, and that after a stop
+it goes on as if there had been none."""
 
 import json
+import re
 import types
 
 import jax
@@ -40,26 +41,45 @@ def stage(steps=6, rules=RULES, batch=4, **options):
     return StageConfig(data, ContrastiveConfig(), rules, steps, **options)
 
 
+TWO = {"a": stage(6), "b": stage(4, (("offset/.*", 1e-2), (".*", None)))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Code that runs slower and is there in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Stopped(Exception):
     """Stands in for whatever ends a process."""
 
 
-@pytest.fixture
-def asked(monkeypatch):
+@pytest.fixture(scope="module")
+def on_a_line():
     """Puts the line in the place of the model and its data; returns which steps' data were asked for."""
     asked = []
 
     def batches(config, processor, seed, start, stop):
         asked.append((seed, start, stop))
-        return ({"x": np.random.default_rng([seed, k]).random(config.batch, np.float32)} for k in range(start, stop))
+        steps = range(start, stop)
+        return ({"x": np.random.default_rng([seed, k]).random(config.batch, np.float32)} for k in steps)
 
-    monkeypatch.setattr(loop, "batches", batches)
-    monkeypatch.setattr(loop, "make_objective", lambda config, model: Line())
-    return asked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "batches", batches)
+        patch.setattr(loop, "make_objective", lambda config, model: Line())
+        yield asked
+
+
+@pytest.fixture
+def asked(on_a_line):
+    on_a_line.clear()
+    return on_a_line
 
 
 def train(workdir, stages, keep=100, stop_at=None, **config):
-    """Runs stages {name: stage} as vlm_jax.train does; with `stop_at`, until that (stage, step) would be logged."""
+    """Runs stages {name: stage} as vlm_jax.train does; with `stop_at`, up to where that would be logged."""
     workdir = epath.Path(workdir)
     workdir.mkdir(exist_ok=True)
     mesh = make_mesh(MeshConfig(), jax.devices()[:2])
@@ -78,10 +98,12 @@ def train(workdir, stages, keep=100, stop_at=None, **config):
         meta = checkpoints.meta(number) if number else {"stage": next(iter(stages)), "step": 0}
         log.lines = [line for line in log.lines if keeps(json.loads(line), meta, list(stages))]
         run = Run(None, None, mesh, 7, log, checkpoints, LoopConfig(**config))
-        params, offset, reached = (PARAMS if number is None else ABSTRACT), 0, list(stages).index(meta["stage"])
+        params, offset = (PARAMS if number is None else ABSTRACT), 0
+        reached = list(stages).index(meta["stage"])
         for i, (name, stage) in enumerate(stages.items()):
             if i >= reached:
-                params = run_stage(run, name, stage, params, offset=offset, resume=number if i == reached else None)
+                resume = number if i == reached else None
+                params = run_stage(run, name, stage, params, offset=offset, resume=resume)
             offset += stage.steps
         return params, [json.loads(line) for line in log.lines]
 
@@ -102,8 +124,8 @@ def test_the_first_step_multiples_and_the_last_are_logged(asked, tmp_path):
     assert [(line["stage"], line["step"]) for line in lines] == [
         ("a", 1), ("a", 3), ("a", 6), ("a", 7), ("b", 1), ("b", 3), ("b", 4)]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == lines
-    assert set(lines[0]) == {"stage", "step", "loss", "squares", "grad_norm", "learning_rate", "examples_per_s", "step_s",
-                             "data_wait"}
+    assert set(lines[0]) == {"stage", "step", "loss", "squares", "grad_norm", "learning_rate",
+                             "examples_per_s", "step_s", "data_wait"}
 
 
 def test_the_learning_rate_that_is_logged_is_the_one_of_the_step(asked, tmp_path):
@@ -118,9 +140,8 @@ def test_the_learning_rate_that_is_logged_is_the_one_of_the_step(asked, tmp_path
 def test_checkpoints_are_numbered_over_all_stages(asked, tmp_path):
     train(tmp_path, {"a": stage(7), "b": stage(4)}, log_every=100, checkpoint_every=3)
     with Checkpoints(tmp_path) as checkpoints:
-        saved = {number: checkpoints.meta(number) for number in (3, 6, 7, 10, 11)}
-        assert saved == {3: {"stage": "a", "step": 3}, 6: {"stage": "a", "step": 6}, 7: {"stage": "a", "step": 7},
-                         10: {"stage": "b", "step": 3}, 11: {"stage": "b", "step": 4}}
+        saved = {n: (checkpoints.meta(n)["stage"], checkpoints.meta(n)["step"]) for n in (3, 6, 7, 10, 11)}
+        assert saved == {3: ("a", 3), 6: ("a", 6), 7: ("a", 7), 10: ("b", 3), 11: ("b", 4)}
         assert checkpoints.latest() == 11
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7, 10, 11]
 
@@ -141,7 +162,8 @@ def test_a_checkpoint_holds_its_own_step_not_a_later_one(asked, tmp_path, monkey
     monkeypatch.setattr(loop, "compile_step", compile_step)
     train(tmp_path, {"a": stage(8)}, log_every=100, checkpoint_every=2)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), PARAMS)
+    with_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+    abstract = jax.tree.map(with_device, PARAMS)
     with Checkpoints(tmp_path) as checkpoints:
         for number in (2, 4, 6, 8):
             saved = np.asarray(checkpoints.params(number, abstract)["slope"]["kernel"])
@@ -157,24 +179,27 @@ def test_data_are_asked_for_by_stage_and_step(asked, tmp_path):
 # Going on.
 
 
+@pytest.fixture(scope="module")
+def unbroken(on_a_line, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("unbroken"), TWO, log_every=1, checkpoint_every=2)
+
+
 @pytest.mark.parametrize("stop_at, goes_on_from", [
     (("a", 1), ("a", 0)),  # before the first checkpoint
     (("a", 5), ("a", 4)),  # in the middle of a stage
     (("b", 1), ("a", 6)),  # between two stages
     (("b", 4), ("b", 2))])  # in the second
-def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(asked, tmp_path, stop_at, goes_on_from):
-    stages = {"a": stage(6), "b": stage(4, (("offset/.*", 1e-2), (".*", None)))}
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(unbroken, asked, tmp_path, stop_at, goes_on_from):
     config = dict(log_every=1, checkpoint_every=2)
-    whole, lines = train(tmp_path / "whole", stages, **config)
     with pytest.raises(Stopped):
-        train(tmp_path / "stopped", stages, stop_at=stop_at, **config)
+        train(tmp_path, TWO, stop_at=stop_at, **config)
     asked.clear()
-    resumed, again = train(tmp_path / "stopped", stages, **config)
-    assert same(whole, resumed)
-    assert asked[0] == (stage_seed(7, goes_on_from[0]), goes_on_from[1], stages[goes_on_from[0]].steps)
-    without_times = lambda lines: [{k: line[k] for k in ("stage", "step", "loss", "grad_norm", "learning_rate")}
-                                   for line in lines]
-    assert without_times(lines) == without_times(again)
+    params, lines = train(tmp_path, TWO, **config)
+    assert same(params, unbroken[0])
+    assert asked[0] == (stage_seed(7, goes_on_from[0]), goes_on_from[1], TWO[goes_on_from[0]].steps)
+    repeatable = ("stage", "step", "loss", "grad_norm", "learning_rate")  # times are not
+    for again, before in zip(lines, unbroken[1], strict=True):
+        assert [again[key] for key in repeatable] == [before[key] for key in repeatable]
 
 
 def test_a_run_that_reached_its_end_only_reads_its_parameters(asked, tmp_path):
@@ -187,7 +212,8 @@ def test_a_run_that_reached_its_end_only_reads_its_parameters(asked, tmp_path):
 
 def test_the_step_is_compiled_once_also_after_going_on(asked, tmp_path, monkeypatch):
     made, compiled = [], loop.compile_step
-    monkeypatch.setattr(loop, "compile_step", lambda *args, **kw: made.append(compiled(*args, **kw)) or made[-1])
+    keep = lambda *args, **static: made.append(compiled(*args, **static)) or made[-1]
+    monkeypatch.setattr(loop, "compile_step", keep)
     stages = {"a": stage(6)}
     with pytest.raises(Stopped):
         train(tmp_path, stages, stop_at=("a", 5), log_every=1, checkpoint_every=2)
@@ -220,16 +246,16 @@ def test_a_rule_that_leaves_a_parameter_out(asked, tmp_path):
         train(tmp_path, {"a": stage(2, (("slope/.*", 1e-3),))}, log_every=1, checkpoint_every=1)
 
 
-def test_the_announcement_and_the_progress_line(asked, tmp_path, capsys):
+def test_the_announcement_and_the_progress_lines(asked, tmp_path, capsys):
     train(tmp_path, {"a": stage(4)}, log_every=2, checkpoint_every=100)
     out, err = capsys.readouterr()
-    lines = err.splitlines()
+    announced, first, *others = err.splitlines()
     assert out == ""
-    assert lines[0] == "a: 4 steps of 4, trains 1,000,000 of 1,000,001 parameters (slope)"
-    assert [line.split("  ")[0] for line in lines[1:]] == ["a 1/4", "a 2/4", "a 4/4"]
-    for part in ("loss ", " examples/s", "waiting ", "ETA "):
-        assert part in lines[1]
-    assert lines[-1].endswith("ETA 0 s")
+    assert announced == "a: 4 steps of 4, trains 1,000,000 of 1,000,001 parameters (slope)"
+    assert re.fullmatch(r"a 1/4  loss \d\.\d{4}  compiled in \d+ s", first)
+    pattern = r"a [24]/4  loss \d\.\d{4}  \d+ examples/s  waiting \d+%  ETA \d+ s"
+    assert len(others) == 2 and all(re.fullmatch(pattern, line) for line in others)
+    assert others[-1].endswith("ETA 0 s")
 
 
 def test_on_a_terminal_the_progress_line_is_rewritten_in_place(capsys, monkeypatch):
@@ -256,13 +282,11 @@ class Terminal:
 
 
 def test_the_clock_counts_examples_and_the_share_of_waiting(monkeypatch):
-    now = iter([0.0, 0.0, 1.0, 4.0, 5.0, 8.0, 8.0, 8.5, 10.0])
+    #           made  first batch  second   lap  third    lap
+    now = iter([0.0,  0.0, 1.0,    4.0, 5.0, 8.0, 8.0, 8.5, 10.0])
     monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
-    clock = Clock(batch=16)
-    for _ in range(2):
-        with clock.waiting():
-            pass
-    assert clock.lap(2) == {"examples_per_s": 4.0, "step_s": 4.0, "data_wait": 0.25}
-    with clock.waiting():
-        pass
-    assert clock.lap(3) == {"examples_per_s": 8.0, "step_s": 2.0, "data_wait": 0.25}
+    data, clock = iter("abc"), Clock(batch=16)
+    assert (clock.next(data), clock.next(data)) == ("a", "b")
+    assert clock.lap() == {"examples_per_s": 4.0, "step_s": 4.0, "data_wait": 0.25}
+    assert clock.next(data) == "c"
+    assert clock.lap() == {"examples_per_s": 8.0, "step_s": 2.0, "data_wait": 0.25}

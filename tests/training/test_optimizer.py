@@ -1,4 +1,4 @@
-"""The optimizer equals optax.adamw where both can do the same, and does what the rules say where they differ."""
+"""The optimizer equals optax.adamw where both can do the same, and follows the rules where they differ."""
 
 import math
 
@@ -65,7 +65,8 @@ def test_each_path_has_its_own_rate():
 
 def test_decay_acts_on_kernels_alone_and_is_times_the_rate():
     """Without gradients only decay is left: kernels shrink by (1 - rate * decay) a step."""
-    params = run(ours([("a/.*", 1e-2), (".*", 1e-3)], weight_decay=0.5, **STEADY), steps=3, gradient_scale=0.0)
+    rules = [("a/.*", 1e-2), (".*", 1e-3)]
+    params = run(ours(rules, weight_decay=0.5, **STEADY), steps=3, gradient_scale=0.0)
     start = normal(0)
     close(params["a/kernel"], start["a/kernel"] * (1 - 1e-2 * 0.5) ** 3)
     close(params["b/kernel"], start["b/kernel"] * (1 - 1e-3 * 0.5) ** 3)
@@ -74,7 +75,7 @@ def test_decay_acts_on_kernels_alone_and_is_times_the_rate():
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    """Adam alone does not care how long a gradient is; from the second step on, how their lengths compare shows."""
+    """Adam alone does not care how long a gradient is; how two of them compare shows in the second step."""
     def second_update(scale, clip):
         tx = ours(clip=clip, **STEADY)
         params = normal(0)

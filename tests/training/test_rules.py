@@ -12,7 +12,8 @@ PATHS = ["connector/linear_1/kernel", "decoder/blocks/attn/q/kernel", "decoder/e
 def test_the_first_rule_that_matches_wins():
     rules = [("decoder/blocks/.*", 1), ("decoder/.*", 2), (".*/kernel", 3), (".*", None)]
     assert match(rules, PATHS) == {
-        "connector/linear_1/kernel": 3, "decoder/blocks/attn/q/kernel": 1, "decoder/embedding": 2, "logit_scale": None}
+        "connector/linear_1/kernel": 3, "decoder/blocks/attn/q/kernel": 1, "decoder/embedding": 2,
+        "logit_scale": None}
     assert match([(".*", 4), ("decoder/.*", 2)], PATHS) == dict.fromkeys(PATHS, 4)
 
 
@@ -33,7 +34,8 @@ def test_every_parameter_must_be_covered():
 
 
 def test_a_mistyped_rule_is_an_error_that_tells_what_there_is():
-    with pytest.raises(ValueError, match="'conector/.*' matches no parameter; the tree has connector, decoder, logit_scale"):
+    says = "'conector/.*' matches no parameter; the tree has connector, decoder, logit_scale"
+    with pytest.raises(ValueError, match=says):
         match([("conector/.*", 1), (".*", None)], PATHS)
 
 

@@ -22,7 +22,8 @@ from vlm_jax.objectives.contrastive import ContrastiveConfig
 from vlm_jax.objectives.registry import make_objective
 from vlm_jax.training import sharding
 from vlm_jax.training.rules import flatten, unflatten
-from vlm_jax.training.sharding import MeshConfig, check_batch, leaf_spec, make_mesh, put_batch, state_shardings
+from vlm_jax.training.sharding import (
+    MeshConfig, check_batch, leaf_spec, make_mesh, put_batch, state_shardings)
 from vlm_jax.training.state import fresh_state, sharded
 from vlm_jax.training.step import compile_step
 
@@ -57,13 +58,14 @@ def single():
 
 def test_a_mesh_takes_all_devices_along_data_unless_told_otherwise():
     assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1, "context": 1}
-    assert dict(make_mesh(MeshConfig(data=2, fsdp=-1)).shape) == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    assert make_mesh(MeshConfig(data=2, fsdp=-1)).shape["fsdp"] == 4
     assert make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
     assert make_mesh(MeshConfig(fsdp=8)).shape["data"] == 1
 
 
-@pytest.mark.parametrize("axes", [dict(data=3), dict(data=4), dict(data=16), dict(fsdp=3), dict(data=0), dict(fsdp=0),
-                                  dict(data=-2), dict(fsdp=-2)])
+@pytest.mark.parametrize("axes", [
+    dict(data=3), dict(data=4), dict(data=16), dict(fsdp=3), dict(data=0), dict(fsdp=0), dict(data=-2),
+    dict(fsdp=-2)])
 def test_axes_that_do_not_multiply_to_the_devices(axes):
     with pytest.raises(ValueError, match="change config.mesh"):
         make_mesh(MeshConfig(**axes))
@@ -78,7 +80,7 @@ def test_a_batch_must_divide():
     mesh = mesh_of(data=2, fsdp=2, tensor=2)  # split over data and fsdp, repeated over tensor
     for size in (4, 8, 12):
         check_batch(size, mesh)
-    with pytest.raises(ValueError, match="A batch of 6 does not divide by the 4 devices.*use a multiple of 4"):
+    with pytest.raises(ValueError, match="batch of 6 does not divide by the 4 devices.*a multiple of 4"):
         check_batch(6, mesh)
 
 
@@ -93,7 +95,7 @@ def test_leaf_spec(small_leaves_too):
     assert leaf_spec((8, 131), mesh) == P("fsdp")  # the largest that divides
     assert leaf_spec((LOWERED - 1,), mesh) == leaf_spec((), mesh) == P()  # too small to be worth it
     assert leaf_spec((64, 128), mesh_of(data=8)) == P()  # nothing to split over
-    with pytest.raises(ValueError, match=r"No dimension of a parameter of shape \(9, 131\) divides by fsdp=8"):
+    with pytest.raises(ValueError, match=r"No dimension .* shape \(9, 131\) divides by fsdp=8"):
         leaf_spec((9, 131), mesh)
 
 
@@ -115,12 +117,13 @@ def test_a_batch_is_split_along_its_examples():
 
 @functools.cache
 def tiny(stage_name):
-    """The parts of the smoke config's model that a stage trains all of, what its step is made of, and three batches.
+    """The parts of the smoke model that a stage needs, all of them trained; its step's parts; three batches.
 
     Plain gradient descent, so that parameters compare gradients; Adam would divide their rounding by itself.
     """
     stage = f"--config.stages.{stage_name}"
-    config = configs.resolve(configs.load(SMOKE, [f"{stage}.data.batch=8", f"{stage}.data.source.conversations=2"]))
+    overrides = [f"{stage}.data.batch=8", f"{stage}.data.source.conversations=2"]
+    config = configs.resolve(configs.load(SMOKE, overrides))
     model, stage = config.model, config.stages[stage_name]
     processor = Processor(config.processor, train(["a red 3"], 300), model.vision, model.text.context)
     batches = dataset(stage.data, processor, 0)
@@ -153,14 +156,16 @@ def run(mesh, stage_name, steps=3):
 on_one_device = functools.cache(lambda stage_name: run(single(), stage_name))
 
 
-@pytest.mark.parametrize("axes", MESHES, ids=str)
-@pytest.mark.parametrize("stage_name", ["contrastive", "instruct"])
+@pytest.mark.parametrize("stage_name, axes", [
+    ("contrastive", MESHES[0]), ("contrastive", MESHES[2]), ("instruct", MESHES[1]), ("instruct", MESHES[2]),
+    pytest.param("contrastive", MESHES[1], marks=pytest.mark.long),
+    pytest.param("instruct", MESHES[0], marks=pytest.mark.long)], ids=str)
 def test_three_steps_do_not_depend_on_the_mesh(stage_name, axes, small_leaves_too):
     state, losses = run(mesh_of(**axes), stage_name)
     alone, expected = on_one_device(stage_name)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert losses[0] != losses[2]
-    lives = state_shardings(jax.eval_shape(lambda: state), mesh_of(**axes))  # after three steps as before the first
+    lives = state_shardings(jax.eval_shape(lambda: state), mesh_of(**axes))  # still where it was born
     kept = jax.tree.map(lambda leaf, wanted: leaf.sharding.is_equivalent_to(wanted, leaf.ndim), state, lives)
     assert all(jax.tree.leaves(kept))
     split = 0

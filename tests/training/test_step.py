@@ -43,7 +43,8 @@ class Line:
         slope, offset = params["slope"]["kernel"], params["offset"]["bias"]
         error = slope * batch["x"] + offset - batch["y"]
         n = jnp.float32(len(batch["x"]))
-        sums = {"squares": (error**2).sum(), "offset": offset**2, "slope": 1e6 * slope, "random": jax.random.uniform(rng)}
+        random = jax.random.uniform(rng)
+        sums = dict(squares=(error**2).sum(), offset=offset**2, slope=1e6 * slope, random=random)
         return sums, dict(squares=n, offset=1.0, slope=1.0, random=1.0)
 
 
@@ -64,7 +65,7 @@ def test_one_step_by_hand():
     error = 0.5 * X + 2.0 - LINE["y"]
     new, metrics = step(state, LINE)
     assert metrics["loss"] == pytest.approx(0.5 * (error**2).mean() + 0.1 * 4.0)
-    gradient = {"slope": (error * X).mean(), "offset": error.mean() + 0.1 * 2 * 2.0}  # what is only reported adds nothing
+    gradient = {"slope": (error * X).mean(), "offset": error.mean() + 0.1 * 2 * 2.0}
     assert new.params["slope"]["kernel"] == pytest.approx(0.5 - 0.1 * gradient["slope"])
     assert new.params["offset"]["bias"] == pytest.approx(2.0 - 0.1 * gradient["offset"])
     assert metrics["grad_norm"] == pytest.approx(np.hypot(*gradient.values()))
@@ -104,7 +105,8 @@ def test_every_step_has_randomness_of_its_own():
     assert len(set(drawn(0))) == 3
     assert drawn(0) == drawn(0) and drawn(0)[0] != drawn(1)[0]
     state, step, _ = line_step()
-    assert float(step(state.replace(step=jnp.int32(2)), LINE)[1]["random"]) == drawn(0)[2]  # as after a restart
+    resumed = step(state.replace(step=jnp.int32(2)), LINE)[1]
+    assert float(resumed["random"]) == drawn(0)[2]
 
 
 # Frozen parameters.
@@ -119,12 +121,13 @@ def test_frozen_parameters_are_constants():
 
 
 def test_a_frozen_parameter_without_a_gradient_does_no_harm():
-    """The root's slope at 0 is infinite; were it taken, the gradients' norm, and by it clipping, would be lost."""
+    """The root's slope at 0 is infinite: were it taken, the norm would be lost, and all by clipping."""
     class Root(Line):
         terms = {"squares": 1.0}
 
         def __call__(self, params, batch, rng):
-            error = params["slope"]["kernel"] * batch["x"] + jnp.sqrt(params["offset"]["bias"] - 2.0) - batch["y"]
+            root = jnp.sqrt(params["offset"]["bias"] - 2.0)
+            error = params["slope"]["kernel"] * batch["x"] + root - batch["y"]
             return {"squares": (error**2).sum()}, {"squares": jnp.float32(len(error))}
 
     state, step, _ = line_step(paths=["slope/kernel"], objective=Root(),
@@ -154,9 +157,10 @@ def test_a_batch_without_anything_to_learn_changes_nothing():
 
 @pytest.fixture(scope="module")
 def trained():
-    """Four steps of `instruct` on the smoke model: the state before and after, and all that was made on the way."""
-    options = ["--config.stages.instruct.data.batch=8", "--config.stages.instruct.data.source.conversations=2"]
-    config = configs.resolve(configs.load(SMOKE, options))
+    """Four steps of `instruct` on the smoke model: the state before and after, and what else was made."""
+    options = ["data.batch=8", "data.source.conversations=2"]
+    overrides = [f"--config.stages.instruct.{option}" for option in options]
+    config = configs.resolve(configs.load(SMOKE, overrides))
     stage, model = config.stages["instruct"], config.model
     data = dataset(stage.data, Processor(config.processor, train(["a red 3"], 300), model.vision, 24), 0)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
@@ -167,7 +171,8 @@ def trained():
         tx = make_optimizer(stage.optimizer, stage.trainable, paths, 4)
         first = sharded(lambda p: fresh_state(p, tx, trainable), mesh, params)
         before = jax.tree.map(lambda leaf: np.array(leaf, copy=True), first)
-        step = compile_step(first, mesh, objective=make_objective(stage.objective, model), tx=tx, paths=trainable, seed=0)
+        objective = make_objective(stage.objective, model)
+        step = compile_step(first, mesh, objective=objective, tx=tx, paths=trainable, seed=0)
         state, history = first, []
         for i in range(4):
             state, metrics = step(state, put_batch(data[i], mesh))
@@ -179,16 +184,18 @@ def test_frozen_leaves_stay_bit_identical_and_all_others_move(trained):
     before, after = flatten(trained["before"].params), flatten(trained["after"].params)
     assert list(before) == list(after)
     for path in before:
-        assert (before[path].tobytes() == np.asarray(after[path]).tobytes()) == (path not in trained["trainable"]), path
+        kept = before[path].tobytes() == np.asarray(after[path]).tobytes()
+        assert kept == (path not in trained["trainable"]), path
     assert {path.split("/")[0] for path in trained["trainable"]} == {"connector", "decoder"}
 
 
 def test_only_trained_leaves_own_optimizer_state(trained):
     flat = flatten(trained["after"].params)
     slots = jax.tree_util.tree_leaves_with_path(trained["after"].opt_state)
-    owners = [path[-1].key for path, leaf in slots if leaf.ndim or isinstance(path[-1], jax.tree_util.DictKey)]
+    owners = [path[-1].key for path, _ in slots if isinstance(path[-1], jax.tree_util.DictKey)]
     assert sorted(owners) == sorted(2 * trained["trainable"])  # Adam's two moments
-    assert sum(leaf.size for _, leaf in slots) == 2 * sum(flat[path].size for path in trained["trainable"]) + 2
+    values = sum(flat[path].size for path in trained["trainable"])
+    assert sum(leaf.size for _, leaf in slots) == 2 * values + 2  # and two counters
 
 
 def test_the_step_is_compiled_once(trained):

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import math
 import os
+from typing import Sequence
 
 import numpy as np
 from etils import epath
@@ -79,6 +80,14 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float], rescale: float) -> np.ndarray:
+    """(image * rescale - mean) / std, uint8 H x W x 3 to float32."""
+    # Rescale (float64) and normalise (float32) the 256 levels, not the pixels: the same values, faster.
+    levels = (np.arange(256) * rescale).astype(np.float32)
+    tables = [(levels - np.float32(m)) / np.float32(s) for m, s in zip(mean, std)]
+    return np.stack([table.take(image[:, :, c]) for c, table in enumerate(tables)], axis=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor:
     """How a model wants its images: what is saved beside its weights, and read by training, evals and chat.
@@ -120,11 +129,7 @@ class ImageProcessor:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 H x W x 3 to float32 height x width x 3. Raises ValueError as `fit` does."""
-        fitted = self.fit(image)
-        # Rescale (float64) and normalise (float32) the 256 levels, not the pixels: the same values, faster.
-        levels = (np.arange(256) * self.rescale).astype(np.float32)
-        tables = [(levels - np.float32(m)) / np.float32(s) for m, s in zip(self.mean, self.std)]
-        return np.stack([table.take(fitted[:, :, c]) for c, table in enumerate(tables)], axis=-1)
+        return normalise(self.fit(image), self.mean, self.std, self.rescale)
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """The geometry alone: uint8 H x W x 3 to uint8 height x width x 3; the right size is left untouched.

@@ -16,6 +16,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from vlm_jax.weights.files import write_atomically
+
 GALLERY = 24  # records whose pictures are kept
 THUMBNAIL = 256  # pixels, the longer side; the report holds its pictures inline
 
@@ -43,17 +45,11 @@ def write(result: Result, folder: epath.Path) -> None:
     """Writes the files of a result, each under another name and then renamed; the figures come last."""
     (folder / "gallery").mkdir(parents=True, exist_ok=True)
     for name, picture in result.pictures.items():
-        _write(folder / name, _png(picture))
+        write_atomically(folder / name, _png(picture))
     lines = "".join(json.dumps(record) + "\n" for record in result.records)
-    _write(folder / f"{result.task}.jsonl", lines.encode())
+    write_atomically(folder / f"{result.task}.jsonl", lines)
     figures = {"task": result.task, "metrics": dict(result.metrics), **result.extras}
-    _write(folder / f"{result.task}.json", (json.dumps(figures, indent=1) + "\n").encode())
-
-
-def _write(path: epath.Path, data: bytes) -> None:
-    part = path.parent / f".{path.name}.part"
-    part.write_bytes(data)
-    part.replace(path)
+    write_atomically(folder / f"{result.task}.json", (json.dumps(figures, indent=1) + "\n"))
 
 
 def _png(picture: np.ndarray) -> bytes:

@@ -46,8 +46,8 @@ def retrieval(
 
 
 def distinct(source: Source, examples: int) -> tuple[list[int], list[str], np.ndarray, list[int]]:
-    """The first `examples` records with new captions: (their indices, captions and image numbers; for each image
-    an index to read it at). Of two with one caption, either would be right for both, and one count as wrong."""
+    """The first `examples` records with new captions: (their indices, captions and image numbers; for each
+    image an index to read it at). Of two with one caption, either would be right yet count as wrong."""
     taken: dict[str, int] = {}
     numbers: dict[str, int] = {}
     owner, image_at = [], []

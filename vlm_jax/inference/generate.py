@@ -89,11 +89,14 @@ def decode(
 @functools.partial(jax.jit, static_argnames=("model", "steps", "sampler", "eos_ids", "pad_id", "banned"))
 def _generate(model, params, prompt, images, rng, *, steps, sampler, eos_ids, pad_id, banned):
     tokens = prompt["tokens"]
-    info = describe(prompt["segment_ids"])
-    cache = init_cache(model.decoder_config, tokens.shape[0], tokens.shape[1] + steps)
-    visual = None if images is None else model.apply({"params": params}, images, method="visual_tokens")
+    info = describe(prompt["segment_ids"], positions=prompt.get("positions"))
+    dtype = params["decoder"]["embedding"].dtype
+    cache = init_cache(model.decoder_config, tokens.shape[0], tokens.shape[1] + steps, dtype)
+    visual = None
+    if images is not None:
+        visual = model.apply({"params": params}, images.astype(dtype), method="visual_tokens")
     logits, cache = prefill(model, params, tokens, info, visual, prompt["image_index"], cache)
-    position = (prompt["segment_ids"] != PADDING).sum(axis=1)
+    position = info.positions.max(axis=1) + 1
     return decode(model, params, logits, cache, position, rng, steps=steps, sampler=sampler, eos_ids=eos_ids,
                   pad_id=pad_id, banned=banned)[0]
 
@@ -105,8 +108,8 @@ def generate(
 ) -> Int[Array, "b n"]:
     """New tokens only, int32 [b, max_new_tokens]; greedy unless the sampler says otherwise.
 
-    prompt: tokens, segment_ids (0, or -1 for padding on either side), image_index, int32 [b, t]. The result of a row
-    does not depend on the other rows nor on its padding.
+    prompt: tokens, segment_ids (0, or -1 for padding on either side), image_index, int32 [b, t], and perhaps positions
+    (else real tokens are counted). The result of a row does not depend on the other rows nor on its padding.
     """
     rng = jax.random.key(0) if rng is None else rng
     return _generate(model, params, prompt, images, rng, steps=max_new_tokens, sampler=sampler,

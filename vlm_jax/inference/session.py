@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_jax.data.processor import Processor
-from vlm_jax.data.records import Message
+from vlm_jax.data.records import IMAGE_MARK, Message
+from vlm_jax.data.templates import count_marks
 from vlm_jax.inference.generate import decode, prefill
 from vlm_jax.inference.samplers import Sampler
 from vlm_jax.models.decoder import init_cache
@@ -38,13 +39,15 @@ class ChatSession:
         self.rng = jax.random.key(seed)
         self.visual, self.images = None, len(images)
         if len(images):
-            pixels = processor.images(images)[None]
-            self.visual = jax.jit(functools.partial(model.apply, method="visual_tokens"))({"params": params}, pixels)
+            self.visual = _visual_tokens(model, params, processor.images(images)[None])
 
     def ask(self, question: str) -> str:
         """The answer to the next user turn. Marks for the images are put before the first question."""
         text = question if self.messages else self.processor.question(question, self.images)[0].text
         messages = [*self.messages, Message("user", text)]
+        if count_marks(messages) != self.images:
+            raise ValueError(f"The conversation has {count_marks(messages)} {IMAGE_MARK} marks for {self.images} images; "
+                             f"write one mark for each, in the first question, or none.")
         new = self.processor.conversation(tuple(messages))[self.read:]
         padded = -(-len(new) // CHUNK) * CHUNK
         start = int(self.cache.length) + padded  # slot of the first answer token
@@ -76,6 +79,11 @@ class ChatSession:
         segments = jnp.where(info.positions >= position + kept, PADDING, info.segment_ids)
         self.cache = self.cache.replace(info=info.replace(segment_ids=segments))
         return kept
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _visual_tokens(model, params, images):
+    return model.apply({"params": params}, images, method="visual_tokens")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "steps", "sampler", "eos_id", "pad_id", "banned"),

@@ -37,9 +37,10 @@ class KVCache:
 
 
 def init_cache(config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32) -> KVCache:
+    """An empty cache of `slots` tokens a row; every buffer is its own, so that all of it can be donated."""
     t = config.transformer
-    buffer = jnp.zeros((batch, slots, t.groups, t.dim), dtype)
-    return KVCache(((buffer, buffer),) * t.layers, empty(batch, slots), jnp.int32(0))
+    buffer = lambda: jnp.zeros((batch, slots, t.groups, t.dim), dtype)
+    return KVCache(tuple((buffer(), buffer()) for _ in range(t.layers)), empty(batch, slots), jnp.int32(0))
 
 
 def unstack_decoder(params: Params, config: DecoderConfig) -> Params:
@@ -65,11 +66,15 @@ class Decoder(nn.Module):
         """Embedded tokens to final hidden states [b, t, d], and the cache with these tokens added."""
         c = self.config.transformer
         if cache is None:
-            states, _ = apply_blocks(c, self.blocks, x, info)
-            return self.norm_post(states[-1]), None
+            return self.states(x, info)[-1], None
         kv_info = cache.info.write(info, cache.length)
         states, layers = apply_blocks(c, self.blocks, x, info, kv_info, cache.layers, cache.length)
         return self.norm_post(states[-1]), KVCache(layers, kv_info, cache.length + x.shape[1])
+
+    def states(self, x: Float[Array, "b t d"], info: SequenceInfo) -> list[Float[Array, "b t d"]]:
+        """[embedded tokens, after block 1, ..., after the last block and the final norm]."""
+        states, _ = apply_blocks(self.config.transformer, self.blocks, x, info)
+        return [*states[:-1], self.norm_post(states[-1])]
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t vocab"]:
         """Next-token logits, float32."""

@@ -1,4 +1,4 @@
-"""Dense layers, norms, activations and rotary positions: what every tower is made of."""
+"""Dense layers, norms and activations: what every tower is made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -86,17 +86,3 @@ class Mlp(nn.Module):
         else:
             up = act(up)
         return Linear(x.shape[-1], self.use_bias, std=self.out_std, name="down")(up)
-
-
-def rotate(x: Float[Array, "b t h d"], positions: Int[Array, "b t"], theta: float) -> Float[Array, "b t h d"]:
-    """Rotary positions (RoFormer, arXiv 2104.09864) in the half-split layout of Llama's Hugging Face weights.
-
-    Channel pair (i, i + d/2) turns by position * theta^(-2i/d).
-    """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)

@@ -72,15 +72,15 @@ def describe(
     Without `positions` a row counts as one example and its real tokens are numbered from 0, wherever the padding is.
     """
     segment_ids = jnp.asarray(segment_ids, jnp.int32)
-    zeros = jnp.zeros_like(segment_ids)
+    zeros = lambda: jnp.zeros_like(segment_ids)  # an array of its own for each field: a description may be donated
     if positions is None:
         positions = jnp.maximum(jnp.cumsum(segment_ids != PADDING, axis=1) - 1, 0)
     return SequenceInfo(
         positions=jnp.asarray(positions, jnp.int32),
         segment_ids=segment_ids,
-        subsegment_ids=zeros if subsegment_ids is None else jnp.asarray(subsegment_ids, jnp.int32),
-        order=jnp.cumsum(zeros + mask_ar, axis=1, dtype=jnp.int32),
-        image_ids=zeros if image_ids is None else jnp.asarray(image_ids, jnp.int32),
+        subsegment_ids=zeros() if subsegment_ids is None else jnp.asarray(subsegment_ids, jnp.int32),
+        order=jnp.cumsum(zeros() + mask_ar, axis=1, dtype=jnp.int32),
+        image_ids=zeros() if image_ids is None else jnp.asarray(image_ids, jnp.int32),
     )
 
 

@@ -18,24 +18,28 @@ from vlm_jax.models.mask import describe
 from vlm_jax.models.text import TextConfig
 from vlm_jax.models.transformer import Params
 from vlm_jax.models.two_tower import ContrastConfig, TwoTower
-from vlm_jax.models.vit import ViTConfig
+from vlm_jax.models.vit import ViT, ViTConfig
 from vlm_jax.models.vlm import VLM
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Parts that are None are left out: eyes and text for contrast, eyes, connector and decoder for talking."""
+    """Parts that are None are left out: eyes and text for contrast; eyes, connector and decoder for talking; a decoder
+    alone is a language model, eyes alone an encoder."""
 
-    vision: ViTConfig
+    vision: ViTConfig | None = None
     text: TextConfig | None = None
     contrast: ContrastConfig | None = None
     connector: ConnectorConfig | None = None
     decoder: DecoderConfig | None = None
 
     def __post_init__(self):
-        for first, second in (("text", "contrast"), ("connector", "decoder")):
+        together = [("text", "contrast")] + [("connector", "decoder")] * (self.vision is not None)
+        for first, second in together:
             if (getattr(self, first) is None) != (getattr(self, second) is None):
                 raise ValueError(f"model.{first} and model.{second} belong together; give both or neither.")
+        if self.vision is None and (self.text or self.connector or not self.decoder):
+            raise ValueError("A model without eyes is a language model; give model.decoder alone, or model.vision.")
 
     def two_tower(self) -> TwoTower:
         if self.text is None:
@@ -50,15 +54,15 @@ class ModelConfig:
 
 def init_params(config: ModelConfig, rng: Array) -> Params:
     """Fresh float32 parameters of all parts. Both assemblies draw the same eyes: Linen's keys follow the path."""
-    size = config.vision.image_size
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    params = {}
+    tokens, images, params = jnp.zeros((1, 1), jnp.int32), None, {}
+    if config.vision is not None:
+        images = jnp.zeros((1, config.vision.image_size, config.vision.image_size, 3))
     if config.text is not None:
-        params |= config.two_tower().init(rng, jnp.zeros((1, size, size, 3)), tokens)["params"]
+        params |= config.two_tower().init(rng, images, tokens)["params"]
     if config.decoder is not None:
-        images = jnp.zeros((1, 1, size, size, 3))
+        images = None if images is None else images[None]
         params |= config.vlm().init(rng, tokens, describe(tokens), images, tokens)["params"]
-    return params
+    return params or {"vision": ViT(config.vision).init(rng, images)["params"]}
 
 
 def abstract_params(config: ModelConfig) -> Params:

@@ -1,4 +1,5 @@
-"""f_t: CLIP's text tower, a causal transformer pooled at the end token (arXiv 2103.00020)."""
+"""f_t: CLIP's text tower, a causal transformer pooled at the end token (arXiv 2103.00020); with its options SigLIP's,
+which sees both ways and is pooled at the last position (arXiv 2303.15343)."""
 
 from __future__ import annotations
 
@@ -6,21 +7,31 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.layers import Norm
-from vlm_jax.models.mask import describe
+from vlm_jax.models.mask import PADDING, describe
 from vlm_jax.models.transformer import TransformerConfig, apply_blocks, declare_blocks
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """`context` is the row length in tokens, `end_id` the token whose first occurrence is pooled."""
+    """`context` is the row length in tokens.
+
+    `pool` "end" takes the first `end_id` of a row (position 0 where there is none), or the first of its largest ids if
+    `end_id` is None, as OpenAI's code does; "last" takes the last position, whatever stands there.
+    """
 
     vocab_size: int
     context: int
-    end_id: int
+    end_id: int | None
     transformer: TransformerConfig
+    causal: bool = True
+    pool: str = "end"
+
+    def __post_init__(self):
+        if self.pool not in ("end", "last"):
+            raise ValueError(f"pool '{self.pool}' is unknown; choose 'end' or 'last'.")
 
 
 class TextTower(nn.Module):
@@ -34,9 +45,23 @@ class TextTower(nn.Module):
         self.norm_post = Norm(t.norm, t.norm_eps)
 
     def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b w"]:
-        """Pooled text features. Padding needs no mask: it follows the end token, and the tower is causal."""
-        x = self.token_embedding[tokens] + self.position_embedding[: tokens.shape[1]]
-        hidden, _ = apply_blocks(self.config.transformer, self.blocks, x, describe(jnp.zeros_like(tokens)))
-        end = jnp.argmax(tokens == self.config.end_id, axis=1)
-        pooled = jnp.take_along_axis(hidden[-1], end[:, None, None], axis=1)[:, 0]
-        return self.norm_post(pooled)
+        """Pooled text features. Padding needs no mask: a causal tower is pooled before it, a bidirectional one was
+        trained to read it, so that its rows must be padded to the length of the training (`context`)."""
+        return self.pool(self.states(tokens), tokens)
+
+    def states(self, tokens: Int[Array, "b t"], mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b t w"]:
+        """Output of the last block; tokens where `mask` is false are seen by none. Raises ValueError for long rows."""
+        c, length = self.config, tokens.shape[1]
+        if length > c.context:
+            raise ValueError(f"A row has {length} tokens, the text tower takes {c.context}; truncate it.")
+        segments = jnp.zeros_like(tokens) if mask is None else jnp.where(mask, 0, PADDING)
+        x = self.token_embedding[tokens] + self.position_embedding[:length]
+        return apply_blocks(c.transformer, self.blocks, x, describe(segments, mask_ar=int(c.causal)))[0][-1]
+
+    def pool(self, x: Float[Array, "b t w"], tokens: Int[Array, "b t"]) -> Float[Array, "b w"]:
+        """One vector a row, of the last block's output."""
+        if self.config.pool == "last":
+            return self.norm_post(x[:, -1])
+        end_id = self.config.end_id
+        end = jnp.argmax(tokens if end_id is None else tokens == end_id, axis=1)
+        return self.norm_post(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])

@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 
-def patch_grid(image_size: int, patch_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches of a square image; raises where the patches do not tile it."""
-    if image_size % patch_size:
+def patch_grid(image_size: int, patch_size: int, drop_remainder: bool = False) -> tuple[int, int]:
+    """(rows, columns) of patches of a square image.
+
+    Where they do not tile it, the pixels left over at the right and bottom are dropped if asked for, else it raises.
+    """
+    if image_size % patch_size and not drop_remainder:
         raise ValueError(
             f"image_size {image_size} is not divisible by patch_size {patch_size}; "
             f"use {image_size // patch_size * patch_size} or {(image_size // patch_size + 1) * patch_size} pixels."
@@ -28,5 +31,5 @@ def num_visual_tokens(model: Any, width: int, height: int) -> int:
         raise ValueError(f"An image of {width} x {height} pixels has no tokens; width and height must be positive.")
     for child in ("config", "vision"):  # a loaded model holds a config, a model config holds the vision config
         model = getattr(model, child, model)
-    rows, columns = patch_grid(model.image_size, model.patch_size)
+    rows, columns = patch_grid(model.image_size, model.patch_size, getattr(model, "drop_remainder", False))
     return rows * columns

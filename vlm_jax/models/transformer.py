@@ -16,8 +16,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.attention import attention, attention_weights
-from vlm_jax.models.layers import Linear, Mlp, Norm, rotate
+from vlm_jax.models.layers import Linear, Mlp, Norm
 from vlm_jax.models.mask import SequenceInfo, describe
+from vlm_jax.models.rope import RopeScaling, rotate
 
 Params = Any
 LayerCache = tuple[Float[Array, "b s g d"], Float[Array, "b s g d"]]  # keys, values
@@ -27,7 +28,9 @@ LayerCache = tuple[Float[Array, "b s g d"], Float[Array, "b s g d"]]  # keys, va
 class TransformerConfig:
     """Sizes and options of a stack of pre-norm blocks.
 
-    `kv_heads` below `heads` is grouped-query attention; `rope_theta` None means no rotary positions.
+    `kv_heads` below `heads` is grouped-query attention; `rope_theta` None means no rotary positions; `out_bias` None
+    follows `attention_bias`; `qk_norm` puts an RMSNorm on each head's queries and keys before they are rotated.
+    `window` w lets a token see the w last ones, itself included; a tuple of them is repeated over the layers.
     """
 
     layers: int
@@ -42,8 +45,11 @@ class TransformerConfig:
     gated_mlp: bool = False
     attention_bias: bool = True
     mlp_bias: bool = True
+    out_bias: bool | None = None
+    qk_norm: bool = False
     rope_theta: float | None = None
-    window: int | None = None
+    rope_scaling: RopeScaling | None = None
+    window: int | tuple[int | None, ...] | None = None
 
     def __post_init__(self):
         if self.head_dim is None and self.width % self.heads:
@@ -61,6 +67,12 @@ class TransformerConfig:
         """Size of one head."""
         return self.head_dim or self.width // self.heads
 
+    def of_layer(self, i: int) -> TransformerConfig:
+        """The config of block i alone, where layers differ."""
+        if not isinstance(self.window, tuple):
+            return self
+        return dataclasses.replace(self, window=self.window[i % len(self.window)])
+
     @property
     def out_std(self) -> float:
         """Initial scale of layers that write to the residual stream (OpenAI CLIP: width^-.5 (2 layers)^-.5)."""
@@ -75,15 +87,19 @@ class Attention(nn.Module):
         self.q = Linear(c.heads * c.dim, c.attention_bias)
         self.k = Linear(c.groups * c.dim, c.attention_bias)
         self.v = Linear(c.groups * c.dim, c.attention_bias)
-        self.o = Linear(c.width, c.attention_bias, std=c.out_std)
+        self.o = Linear(c.width, c.attention_bias if c.out_bias is None else c.out_bias, std=c.out_std)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = Norm("rms", c.norm_eps), Norm("rms", c.norm_eps)
 
     def heads(self, x: Float[Array, "b t w"], info: SequenceInfo | None):
         """Queries [b t h d], keys and values [b t g d], rotated where the config asks for it."""
         c, lead = self.config, x.shape[:2]
         q = self.q(x).reshape(*lead, c.heads, c.dim)
         k, v = (layer(x).reshape(*lead, c.groups, c.dim) for layer in (self.k, self.v))
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         if c.rope_theta is not None:
-            q, k = (rotate(y, info.positions, c.rope_theta) for y in (q, k))
+            q, k = (rotate(y, info.positions, c.rope_theta, c.rope_scaling) for y in (q, k))
         return q, k, v
 
     def __call__(self, x, info, kv_info, cache: LayerCache | None, start):
@@ -155,9 +171,9 @@ def apply_blocks(
     """
     layers = params if isinstance(params, tuple) else unstack(params, config.layers)
     kv_info = info if kv_info is None else kv_info
-    block = Block(config, parent=None)  # applied as a pure function of its slice of the parameters
     hidden, updated = [x], []
     for i, layer in enumerate(layers):
+        block = Block(config.of_layer(i), parent=None)  # applied as a pure function of its slice of the parameters
         cache = None if caches is None else caches[i]
         x, cache = block.apply({"params": layer}, x, info, kv_info, cache, start)
         hidden.append(x)

@@ -1,4 +1,5 @@
-"""f_v: the Vision Transformer (arXiv 2010.11929), with the options of CLIP's image tower (arXiv 2103.00020)."""
+"""f_v: the Vision Transformer (arXiv 2010.11929), with the options of CLIP's image tower (arXiv 2103.00020) and of
+SigLIP's (arXiv 2303.15343)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.layers import Linear, Norm
+from vlm_jax.models.pooling import AttentionPool
 from vlm_jax.models.tokens import patch_grid
 from vlm_jax.models.transformer import TransformerConfig, apply_blocks, declare_blocks
 
@@ -17,7 +19,9 @@ from vlm_jax.models.transformer import TransformerConfig, apply_blocks, declare_
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """`feature_layer` counts hidden states as Hugging Face does: 0 is the input of the first block, -1 the output of
-    the last, -2 the layer before it (LLaVA). `pool` is "cls" (a class token) or "mean" (over the patches)."""
+    the last, -2 the layer before it (LLaVA). `pool` is "cls" (a class token), "mean" (over the patches) or "map" (a
+    learned query attends to the patches). `drop_remainder` takes patches that do not tile the image, as a valid
+    convolution does: SigLIP So400m cuts 384 pixels into 27 patches of 14, and never sees the last 6."""
 
     image_size: int
     patch_size: int
@@ -26,14 +30,20 @@ class ViTConfig:
     pre_norm: bool = True
     patch_bias: bool = False
     feature_layer: int = -2
+    drop_remainder: bool = False
 
     def __post_init__(self):
-        patch_grid(self.image_size, self.patch_size)
-        if self.pool not in ("cls", "mean"):
-            raise ValueError(f"pool '{self.pool}' is unknown; choose 'cls' or 'mean'.")
+        patch_grid(self.image_size, self.patch_size, self.drop_remainder)
+        if self.pool not in ("cls", "mean", "map"):
+            raise ValueError(f"pool '{self.pool}' is unknown; choose 'cls', 'mean' or 'map'.")
         layers = self.transformer.layers
         if not -layers - 1 <= self.feature_layer <= layers:
             raise ValueError(f"feature_layer {self.feature_layer} does not exist in a tower of {layers} layers.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return patch_grid(self.image_size, self.patch_size, self.drop_remainder)
 
 
 @struct.dataclass
@@ -59,11 +69,13 @@ class VisionOutput:
 def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n ppc"]:
     """Cuts images into patches, row by row; channels vary fastest inside a patch (the order of an HWIO kernel).
 
-    A reshape and a matmul equal the strided convolution and run twice as fast backwards on CPU.
+    A reshape and a matmul equal the strided convolution and run twice as fast backwards on CPU. Pixels that fill no
+    patch are dropped.
     """
     b, h, w, c = images.shape
-    x = images.reshape(b, h // patch, patch, w // patch, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // patch) * (w // patch), patch * patch * c)
+    rows, columns = h // patch, w // patch
+    x = images[:, : rows * patch, : columns * patch].reshape(b, rows, patch, columns, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, patch * patch * c)
 
 
 class ViT(nn.Module):
@@ -71,7 +83,7 @@ class ViT(nn.Module):
 
     def setup(self):
         c, t = self.config, self.config.transformer
-        rows, columns = patch_grid(c.image_size, c.patch_size)
+        rows, columns = c.grid
         table = nn.initializers.normal(t.width**-0.5)
         self.patch_embed = Linear(t.width, use_bias=c.patch_bias)
         if c.pool == "cls":
@@ -81,6 +93,8 @@ class ViT(nn.Module):
             self.norm_pre = Norm(t.norm, t.norm_eps)
         self.blocks = declare_blocks(self, t)
         self.norm_post = Norm(t.norm, t.norm_eps)
+        if c.pool == "map":
+            self.head = AttentionPool(t)
 
     @property
     def prefix(self) -> int:
@@ -89,16 +103,23 @@ class ViT(nn.Module):
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
         """Encodes images of image_size x image_size pixels, already normalised by the model's preprocessing."""
+        states = self.states(images)
+        return VisionOutput(self.pool(states[-1]), self._features(states[self.config.feature_layer][:, self.prefix:]))
+
+    def states(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b n w"]]:
+        """[input of the first block, its output, ..., the last block's], the class token in front where there is one."""
         c = self.config
         if images.shape[1:3] != (c.image_size, c.image_size):
             raise ValueError(f"Images are {images.shape[1]}x{images.shape[2]}, the encoder takes "
                              f"{c.image_size}x{c.image_size}; run them through the model's image processor.")
-        hidden, _ = apply_blocks(c.transformer, self.blocks, self.embed(images))
-        if c.pool == "cls":
-            pooled = self.norm_post(hidden[-1][:, 0])
-        else:
-            pooled = self.norm_post(hidden[-1]).mean(axis=1)
-        return VisionOutput(pooled, self._features(hidden[c.feature_layer][:, self.prefix:]))
+        return apply_blocks(c.transformer, self.blocks, self.embed(images))[0]
+
+    def pool(self, x: Float[Array, "b n w"]) -> Float[Array, "b w"]:
+        """One vector an image, of the last block's output."""
+        if self.config.pool == "cls":
+            return self.norm_post(x[:, 0])
+        x = self.norm_post(x)
+        return self.head(x) if self.config.pool == "map" else x.mean(axis=1)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n w"]:
         """Patches (and the class token) as the first block sees them."""
@@ -110,6 +131,6 @@ class ViT(nn.Module):
         return self.norm_pre(x) if self.config.pre_norm else x
 
     def _features(self, x: Float[Array, "b v f"]) -> Features:
-        rows, columns = patch_grid(self.config.image_size, self.config.patch_size)
+        rows, columns = self.config.grid
         grid = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
         return Features(x, jnp.broadcast_to(grid, (x.shape[0], *grid.shape)), jnp.ones(x.shape[:2], bool))

@@ -24,15 +24,19 @@ def splice(
 
 
 class VLM(nn.Module):
-    """Rows have a static number of image slots; a text-only row leaves them unused, or the batch has none at all."""
+    """Rows have a static number of image slots; a text-only row leaves them unused, or the batch has none at all.
 
-    vision_config: ViTConfig
-    connector_config: ConnectorConfig
+    Without eyes (no vision and connector config) it is the language model alone.
+    """
+
+    vision_config: ViTConfig | None
+    connector_config: ConnectorConfig | None
     decoder_config: DecoderConfig
 
     def setup(self):
-        self.vision = ViT(self.vision_config)
-        self.connector = connector(self.connector_config, self.decoder_config.transformer.width)
+        if self.vision_config is not None:
+            self.vision = ViT(self.vision_config)
+            self.connector = connector(self.connector_config, self.decoder_config.transformer.width)
         self.decoder = Decoder(self.decoder_config)
 
     def visual_tokens(self, images: Float[Array, "b n h w 3"]) -> Float[Array, "b nv d"]:

@@ -7,6 +7,8 @@ from typing import Any, Callable
 
 from etils import epath
 
+from vlm_jax.weights.files import write_atomically
+
 
 class MetricsLog:
     """Appends lines, and drops those a restart will write again.
@@ -32,13 +34,6 @@ class MetricsLog:
 
     def _rewrite(self) -> None:
         write_atomically(self.path, "".join(self.lines))
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Writes beside and renames, so that a reader (or a kill) sees the old file or the new one, never a half."""
-    part = path.parent / f".{path.name}.part"
-    part.write_text(text)
-    part.replace(path)
 
 
 def _parses(line: str) -> bool:

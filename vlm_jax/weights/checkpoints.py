@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -19,18 +18,20 @@ class Checkpoints:
     Each holds three items that can be read apart: `params`, `opt_state`, and `meta` (JSON: stage, step in the stage).
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 2):
+    def __init__(self, workdir: epath.PathLike, keep: int = 2, read_only: bool = False):
         self.path = epath.Path(workdir) / FOLDER
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.LatestN(keep), enable_async_checkpointing=True, cleanup_tmp_directories=True)
+            preservation_policy=policies.LatestN(keep), enable_async_checkpointing=True, read_only=read_only,
+            cleanup_tmp_directories=not read_only)  # a reader must not sweep away what a running training is writing
         handlers = {"params": ocp.StandardCheckpointHandler(), "opt_state": ocp.StandardCheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.path.resolve(), options=options, item_handlers=handlers)
 
-    def save(self, number: int, params: Any, opt_state: Any, meta: dict[str, Any]) -> None:
+    def save(self, number: int, params: Any, opt_state: Any | None, meta: dict[str, Any]) -> None:
+        """Parameters that no run of ours trained have no optimizer state."""
+        state = {} if opt_state is None else {"opt_state": ocp.args.StandardSave(opt_state)}
         self._manager.save(number, args=ocp.args.Composite(
-            params=ocp.args.StandardSave(params), opt_state=ocp.args.StandardSave(opt_state),
-            meta=ocp.args.JsonSave(meta)))
+            params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta), **state))
 
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint."""
@@ -81,18 +82,8 @@ def open_existing(workdir: epath.PathLike) -> tuple[Checkpoints, int]:
     folder = epath.Path(workdir) / FOLDER
     if not folder.exists():
         raise FileNotFoundError(f"{workdir} has no {FOLDER}/; give the workdir of a training run.")
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     number = checkpoints.latest()
     if number is None:
         raise FileNotFoundError(f"{folder} holds no complete checkpoint; let the training run reach one.")
     return checkpoints, number
-
-
-def read_json(path: epath.Path) -> Any:
-    """A JSON file of a workdir; raises a sentence that names it where it is missing or damaged."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; give the workdir of a training run.")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}).") from error

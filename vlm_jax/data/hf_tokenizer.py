@@ -1,0 +1,146 @@
+"""Tokenizers of published checkpoints, whichever files they come in.
+
+As in transformers, and unlike our own tokenizer, a special token written out in a user's text becomes that special token.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Mapping, Sequence
+
+import tokenizers
+from etils import epath
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from vlm_jax.data import hf_sentencepiece
+
+SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+NO_LENGTH = 1_000_000  # transformers writes 1e30 as model_max_length where there is none
+_CLIP_WORDS = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+_ENDS_WITHOUT_BEGIN = ("SiglipTokenizer", "T5Tokenizer")
+
+
+class HfTokenizer:
+    """special: bos_token, eos_token, pad_token and their like, name -> string. max_length: None where not told.
+
+    `hidden` are ids that stand for nothing in a decoded text (a bare sentencepiece model's control ids).
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special: Mapping[str, str], max_length: int | None = None,
+                 hidden: frozenset[int] = frozenset()):
+        backend.no_padding()  # rows are padded by the processor, which knows what they are for
+        backend.no_truncation()
+        self.backend, self.special, self.max_length, self._hidden = backend, dict(special), max_length, hidden
+
+    def tokenize(self, text: str, special: bool = True, max_length: int | None = None) -> list[int]:
+        """Ids of a text, by default with what this checkpoint adds in front and behind.
+
+        Longer texts lose their tail to `max_length`, not what is added.
+        """
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        added = self.backend.num_special_tokens_to_add(False) if special else 0
+        if max_length is not None and len(encoding.ids) > max_length - added:
+            encoding.truncate(max_length - added)
+        return self.backend.post_process(encoding, add_special_tokens=special).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Text of ids, special tokens written out unless skipped."""
+        ids = [int(i) for i in ids if int(i) not in self._hidden]
+        text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        suffix = getattr(self.backend.model, "end_of_word_suffix", None)  # CLIP's mark of the end of a word
+        return text.replace(suffix, " ").strip() if suffix else text
+
+    def id(self, name: str) -> int | None:
+        """Id of a special token by its name, `pad_token`; None where the checkpoint has none."""
+        return self.backend.token_to_id(self.special[name]) if name in self.special else None
+
+
+def load(folder: epath.PathLike) -> HfTokenizer | None:
+    """The tokenizer of a folder: tokenizer.json, else a sentencepiece model, else CLIP's vocab.json and merges.txt.
+
+    None where there are no such files; ValueError where they are damaged or of another kind.
+    """
+    folder = epath.Path(folder)
+    config = read_json(folder / "tokenizer_config.json")
+    special = _special(read_json(folder / "special_tokens_map.json") | config)
+    length = config.get("model_max_length")
+    length = int(length) if length and length < NO_LENGTH else None
+    model = next((folder / name for name in SENTENCEPIECE if (folder / name).exists()), None)
+    if (folder / "tokenizer.json").exists():
+        return HfTokenizer(_parsed(folder / "tokenizer.json"), special, length)
+    if model is not None:
+        backend, control = hf_sentencepiece.load(model.read_bytes())
+        if not config:  # the bare model of the sentencepiece library
+            return HfTokenizer(backend, special, length, control)
+        _complete(backend, folder, config, special)
+        return HfTokenizer(backend, special, length)
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        ends = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+        return HfTokenizer(_clip(folder), ends | special, length or 77)
+    return None
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy it again.") from error
+
+
+def _parsed(path: epath.Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text())
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer file of the tokenizers library ({error}).") from error
+
+
+def _special(config: Mapping[str, Any]) -> dict[str, str]:
+    """The *_token entries; older files write each as an object with its `content`."""
+    text = lambda value: value.get("content") if isinstance(value, Mapping) else value
+    named = {name: text(value) for name, value in config.items() if name.endswith("_token")}
+    return {name: value for name, value in named.items() if isinstance(value, str)}
+
+
+def _complete(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mapping[str, Any], special: dict[str, str]):
+    """Makes a sentencepiece model what transformers' class makes of it: added tokens, begin and end of a text."""
+    added = {text: number for text, number in read_json(folder / "added_tokens.json").items()}
+    added |= {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
+    for text, number in sorted(added.items(), key=lambda item: item[1]):
+        backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])
+        if backend.token_to_id(text) != number:
+            raise ValueError(f"{folder}: '{text}' should have id {number}, which leaves a gap after the vocabulary; "
+                             f"convert the folder to a tokenizer.json.")
+    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special.values()])
+    ends = config.get("tokenizer_class", "").removesuffix("Fast") in _ENDS_WITHOUT_BEGIN
+    if config.get("tokenizer_class") == "SiglipTokenizer":  # the texts it was trained on had neither capitals nor marks
+        strip = [normalizers.Lowercase(), normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
+                 normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        backend.normalizer = normalizers.Sequence([*strip, backend.normalizer])
+    front = [special["bos_token"]] if config.get("add_bos_token", not ends) and "bos_token" in special else []
+    back = [special["eos_token"]] if config.get("add_eos_token", ends) and "eos_token" in special else []
+    known = [(text, backend.token_to_id(text)) for text in {*front, *back}]
+    backend.post_processor = processors.TemplateProcessing(single=[*front, "$A", *back], special_tokens=known)
+
+
+def _clip(folder: epath.Path) -> tokenizers.Tokenizer:
+    """CLIP's byte-level BPE of lower-cased words, from its two original files."""
+    vocabulary = read_json(folder / "vocab.json")
+    if "<|startoftext|>" not in vocabulary:
+        raise ValueError(f"{folder}/vocab.json is not CLIP's; for other byte-level tokenizers a tokenizer.json is needed.")
+    lines = [line.split() for line in (folder / "merges.txt").read_text().splitlines()]
+    merges = [tuple(line) for line in lines if len(line) == 2 and line[0] != "#version:"]
+    begin, end = "<|startoftext|>", "<|endoftext|>"
+    backend = tokenizers.Tokenizer(models.BPE(
+        vocabulary, merges, unk_token=end, continuing_subword_prefix="", end_of_word_suffix="</w>"))
+    backend.normalizer = normalizers.Sequence([
+        normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(_CLIP_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in (begin, end)])
+    backend.post_processor = processors.RobertaProcessing(
+        (end, vocabulary[end]), (begin, vocabulary[begin]), trim_offsets=False, add_prefix_space=False)
+    return backend

@@ -1,0 +1,52 @@
+"""What an image-text pair of towers answers under Hugging Face's names: CLIPModel's and SiglipModel's outputs."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm_jax.models.model import ModelConfig
+from vlm_jax.models.two_tower import TwoTower, normalise
+
+
+def outputs(config: ModelConfig, params: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every output of a pair that `inputs` give rise to, float32.
+
+    In: `pixel_values` [n, 3, h, w], or `input_ids` [m, t] and perhaps `attention_mask` [m, t], or both.
+    Out: `image_hidden` and `text_hidden`, each token's last state (zero where the mask is 0): with a class token (CLIP)
+    the image's stand before the final norm, else after it; `image_features` and `text_features`, in the shared space;
+    `image_embeds` and `text_embeds`, the same of length 1; `logits_per_image` [n, m] and `logits_per_text`.
+    Raises ValueError for images or rows that do not fit the model.
+    """
+    known = {"pixel_values", "input_ids", "attention_mask"}
+    if unknown := sorted(set(inputs) - known):
+        raise ValueError(f"A pair of towers does not take {', '.join(unknown)}; it takes {', '.join(sorted(known))}.")
+    given = {name: jnp.asarray(value) for name, value in inputs.items()}
+    model = config.two_tower()
+    run = jax.jit(lambda params, given: model.apply({"params": params}, given, method=_outputs))
+    with jax.default_matmul_precision("float32"):
+        return {name: np.asarray(value) for name, value in run(params, given).items()}
+
+
+def _outputs(model: TwoTower, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    out = {}
+    if "pixel_values" in given:
+        last = model.vision.states(given["pixel_values"].transpose(0, 2, 3, 1))[-1]
+        out["image_hidden"] = last if model.vision.prefix else model.vision.norm_post(last)
+        out["image_features"] = model.project_image(model.vision.pool(last))
+        out["image_embeds"] = normalise(out["image_features"])
+    if "input_ids" in given:
+        tokens = given["input_ids"]
+        mask = given.get("attention_mask", jnp.ones_like(tokens)) > 0
+        last = model.text.states(tokens, mask)
+        out["text_hidden"] = jnp.where(mask[..., None], model.text.norm_post(last), 0)
+        out["text_features"] = model.text_projection(model.text.pool(last, tokens))
+        out["text_embeds"] = normalise(out["text_features"])
+    if len(given.keys() & {"pixel_values", "input_ids"}) == 2:
+        scale, bias = model.scale_and_bias()
+        out["logits_per_image"] = scale * out["image_embeds"] @ out["text_embeds"].T + bias
+        out["logits_per_text"] = out["logits_per_image"].T
+    return out

@@ -1,0 +1,68 @@
+"""Rotary positions (RoFormer, arXiv 2104.09864) and how long-context checkpoints stretch them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """`kind`: "linear" (arXiv 2306.15595), "llama3" (arXiv 2407.21783) or "yarn" (arXiv 2309.00071).
+
+    `original_length` is the context before stretching, in tokens; `low_freq` and `high_freq` are llama3's, `beta_fast`
+    and `beta_slow` YaRN's.
+    """
+
+    kind: str
+    factor: float
+    original_length: int = 8192
+    low_freq: float = 1.0
+    high_freq: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "llama3", "yarn"):
+            raise ValueError(f"Rope scaling '{self.kind}' is unknown; choose 'linear', 'llama3' or 'yarn'.")
+
+
+def frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[np.ndarray, float]:
+    """(turns per position in radians [dim / 2] float32, factor on cos and sin)."""
+    base = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    if scaling is None:
+        return base.astype(np.float32), 1.0
+    stretched, amplitude = base / scaling.factor, 1.0
+    if scaling.kind == "linear":
+        mix = np.ones_like(base)
+    elif scaling.kind == "llama3":  # long waves are stretched, short ones kept, between them a ramp
+        turns = scaling.original_length * base / (2 * math.pi)
+        mix = 1 - np.clip((turns - scaling.low_freq) / (scaling.high_freq - scaling.low_freq), 0, 1)
+    else:
+        index = lambda turns: (dim * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(theta)))
+        low = max(math.floor(index(scaling.beta_fast)), 0)
+        high = min(math.ceil(index(scaling.beta_slow)), dim - 1)
+        mix = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0, 1)
+        amplitude = scaling.attention_factor or 0.1 * math.log(max(scaling.factor, 1)) + 1
+    return (stretched * mix + base * (1 - mix)).astype(np.float32), amplitude
+
+
+def rotate(
+    x: Float[Array, "b t h d"], positions: Int[Array, "b t"], theta: float, scaling: RopeScaling | None = None
+) -> Float[Array, "b t h d"]:
+    """x turned by its position, in the half-split layout of Llama's Hugging Face weights.
+
+    Channel pair (i, i + d/2) turns by position * theta^(-2i/d).
+    """
+    half = x.shape[-1] // 2
+    turns, amplitude = frequencies(x.shape[-1], theta, scaling)
+    angles = positions[:, :, None, None].astype(jnp.float32) * turns
+    cos, sin = jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

@@ -1,0 +1,25 @@
+"""Small files of a workdir: written whole or not at all, read with a sentence where they are damaged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+
+
+def write_atomically(path: epath.Path, data: str | bytes) -> None:
+    """Writes beside and renames, so that a reader (or a kill) sees the old file or the new one, never a half."""
+    part = path.parent / f".{path.name}.part"
+    part.write_bytes(data.encode() if isinstance(data, str) else data)
+    part.replace(path)
+
+
+def read_json(path: epath.Path) -> Any:
+    """A JSON file of a workdir; raises a sentence that names it where it is missing or damaged."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the workdir of a training run.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error

@@ -1,0 +1,26 @@
+"""Every family of published checkpoints that can be read and written, by the class of transformers that owns it."""
+
+from __future__ import annotations
+
+from vlm_jax.weights.huggingface.families import clip, llama, llava, mistral, qwen2, qwen3, siglip
+from vlm_jax.weights.huggingface.family import Family, HfConfig
+
+FAMILIES: dict[str, Family] = {family.architecture: family for family in (
+    clip.FAMILY,
+    llama.FAMILY,
+    llava.FAMILY,
+    mistral.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    siglip.FAMILY,
+)}
+
+
+def family_of(hf: HfConfig) -> Family:
+    """The family of a config.json; raises ValueError for one that is unknown, and for quantised weights."""
+    names = hf.get("architectures") or [f"model_type '{hf.get('model_type')}'"]
+    if names[0] not in FAMILIES:
+        raise ValueError(f"Checkpoints of {names[0]} are not supported; known are {', '.join(FAMILIES)}.")
+    if hf.get("quantization_config"):
+        raise ValueError("The weights are quantised (quantization_config); take a checkpoint in bfloat16 or float32.")
+    return FAMILIES[names[0]]

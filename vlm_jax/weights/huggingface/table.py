@@ -1,0 +1,128 @@
+"""Weight tables: one declarative list a family, read in both directions.
+
+A row says where a tensor of ours lies (`decoder/blocks/attn/q/kernel`), what it is called in Hugging Face files
+(`model.layers.{}.self_attn.q_proj.weight`, `{}` the layer), and in which form it is written there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from vlm_jax.weights.huggingface.safetensors import Reader
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How one layer's tensor is written there: both functions take and return NumPy arrays.
+
+    `theirs` also takes the shape of the patch in `patch`, for forms that fold one into a matrix.
+    """
+
+    ours: Callable[[Array], Array]
+    theirs: Callable[[Array, tuple[int, ...]], Array]
+
+
+SAME = Form(lambda x: x, lambda x, _: x)
+LINEAR = Form(lambda x: x.T, lambda x, _: x.T)  # torch: [out, in]
+SCALAR = Form(lambda x: x.reshape(()), lambda x, shape: x.reshape(shape))
+TOKEN = Form(lambda x: x.reshape(x.shape[-1]), lambda x, shape: x.reshape(shape))  # [1, 1, width], as ViT keeps it
+# torch convolutions are [out, channel, height, width]; a patch is flattened row by row, channels fastest
+PATCH = Form(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+             lambda x, shape: x.reshape(*shape, -1).transpose(3, 2, 0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One row. `shape` is what `form.theirs` cannot know from our array alone: (height, width, channels) of a patch.
+
+    `part` (i, n) says that our array is the i-th of n equal parts of theirs, cut along its first axis (a fused qkv); the
+    rows of all n parts stand together, in order.
+    """
+
+    ours: str
+    theirs: str
+    form: Form = SAME
+    shape: tuple[int, ...] = ()
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.theirs
+
+    def names(self, layers: int) -> list[str]:
+        return [self.theirs.format(i) for i in range(layers)] if self.stacked else [self.theirs]
+
+
+def linear(ours: str, theirs: str, bias: bool = True) -> list[Weight]:
+    """The two rows of a dense layer."""
+    rows = [Weight(f"{ours}/kernel", f"{theirs}.weight", LINEAR)]
+    return rows + [Weight(f"{ours}/bias", f"{theirs}.bias")] * bias
+
+
+def norm(ours: str, theirs: str, bias: bool = True) -> list[Weight]:
+    """The rows of a LayerNorm, or of an RMSNorm without bias."""
+    return [Weight(f"{ours}/scale", f"{theirs}.weight")] + [Weight(f"{ours}/bias", f"{theirs}.bias")] * bias
+
+
+def import_params(table: Sequence[Weight], reader: Reader, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Flat {path: array} of our parameters, read tensor by tensor and put where `abstract` says.
+
+    Strict: every row must be in the files with the right shape, and every tensor of the files must be used; the error
+    lists used, unused and missing names.
+    """
+    wanted = {name for row in table for name in row.names(_layers(row, abstract))}
+    missing, unused = sorted(wanted - reader.names), sorted(reader.names - wanted)
+    if missing or unused:
+        raise ValueError(f"The weights in {reader.folder} do not fit the model: {len(wanted & reader.names)} names used, "
+                         f"unused: {_listed(unused)}, missing: {_listed(missing)}.")
+    return {row.ours: _read(row, reader, abstract[row.ours]) for row in table}
+
+
+def _layers(row: Weight, abstract: dict[str, jax.ShapeDtypeStruct]) -> int:
+    return abstract[row.ours].shape[0] if row.stacked else 1
+
+
+def _read(row: Weight, reader: Reader, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    shape = leaf.shape[1:] if row.stacked else leaf.shape
+    names = row.names(leaf.shape[0] if row.stacked else 1)
+    stack = np.empty((len(names), *shape), leaf.dtype)  # filled layer by layer: never two copies of all of them
+    for i, name in enumerate(names):
+        try:
+            value = row.form.ours(_part(reader.read(name), *row.part))
+        except ValueError:  # of other rank than the form expects
+            value = None
+        if value is None or value.shape != shape:
+            raise ValueError(f"'{name}' in {reader.folder} has shape {reader.shape(name)}; the config asks for "
+                             f"{row.ours} of {shape}.")
+        stack[i] = value
+    return jax.device_put(stack if row.stacked else stack[0], leaf.sharding)
+
+
+def _part(value: Array, index: int, parts: int) -> Array:
+    return value if parts == 1 else np.split(value, parts)[index]
+
+
+def export_params(table: Sequence[Weight], flat: dict[str, Any]) -> Iterator[tuple[str, Array]]:
+    """(name, tensor) in Hugging Face's form, one at a time; every parameter of ours must have a row."""
+    left = sorted(set(flat) - {row.ours for row in table})
+    if left:
+        raise ValueError(f"Nothing is known of how to export {_listed(left)}.")
+    for _, group in itertools.groupby(table, key=lambda row: row.theirs):
+        rows = list(group)
+        values = [np.asarray(flat[row.ours]) for row in rows]
+        layers = len(values[0]) if rows[0].stacked else 1
+        for i, name in enumerate(rows[0].names(layers)):
+            parts = [row.form.theirs(value[i] if row.stacked else value, row.shape) for row, value in zip(rows, values)]
+            yield name, np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts), order="C")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:12])
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown or "none"
