@@ -8,7 +8,7 @@ EXTRAS ?=
 ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
-PYTEST := $(RUN) -m pytest $(if $(CI),--color=no --durations=15)
+PYTEST := $(RUN) -m pytest -n auto --dist loadfile $(if $(CI),--color=no --durations=15)
 
 comma := ,
 KNOWN := plan peer cuda tpu

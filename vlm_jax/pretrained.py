@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 
 from vlm_jax import config as configs
-from vlm_jax.data import tokenizer as tokenizers
+from vlm_jax.data import hf_processor, tokenizer as tokenizers
+from vlm_jax.data.hf_processor import HfProcessor
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.token_ids import TokenIds
 from vlm_jax.data.tokenizer import IMAGE
@@ -37,7 +38,7 @@ class Pretrained:
 
     config: ModelConfig
     params: Any
-    processor: Any
+    processor: Processor | HfProcessor | None
     ids: TokenIds = TokenIds()
     files: epath.Path | None = None
 
@@ -111,7 +112,11 @@ def load_pretrained(path: epath.PathLike, dtype: str | None = "float32") -> Pret
 
 def _published(files: epath.Path, params: Callable[[ModelConfig], Params]) -> Pretrained:
     config = folder.load_config(files)
-    return Pretrained(config, params(config), None, folder.token_ids(files), files)
+    try:
+        processor = hf_processor.load(files)
+    except FileNotFoundError:  # weights alone
+        processor = None
+    return Pretrained(config, params(config), processor, folder.token_ids(files), files)
 
 
 def _newest(workdir: epath.Path, config: ModelConfig, dtype: str | None) -> Params:
@@ -120,8 +125,8 @@ def _newest(workdir: epath.Path, config: ModelConfig, dtype: str | None) -> Para
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with checkpoints:
         wanted = abstract_params(config) if dtype else checkpoints.shapes(number)
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=device), wanted)
-        return checkpoints.params(number, abstract)
+        as_wanted = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=device)
+        return checkpoints.params(number, jax.tree.map(as_wanted, wanted))
 
 
 def save_pretrained(pt: Pretrained, path: epath.PathLike) -> None:

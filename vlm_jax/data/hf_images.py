@@ -1,5 +1,5 @@
-"""Image processors of published checkpoints, read from preprocessor_config.json: CLIP's, SigLIP's and LLaVA's, and others
-that pad, resize, crop and normalise to one fixed size."""
+"""Image processors of published checkpoints, read from preprocessor_config.json: CLIP's, SigLIP's and LLaVA's, and
+others that pad, resize, crop and normalise to one fixed size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from PIL import Image
 
 from vlm_jax.data.images import CLIP_MEAN, CLIP_STD, MAX_PIXELS, normalise
 
-# What transformers' classes fill in where the file is silent, by image_processor_type without its ending. In `resample`
-# 2 is bilinear, 3 bicubic.
+# What transformers' classes fill in where the file is silent, by image_processor_type without its ending. In
+# `resample` 2 is bilinear, 3 bicubic.
 _square_of = lambda side: {"height": side, "width": side}
 _STEPS = dict(do_resize=True, resample=3, do_rescale=True, rescale_factor=1 / 255, do_normalize=True)
 _CROP = dict(_STEPS, size={"shortest_edge": 224}, do_center_crop=True, crop_size=_square_of(224),
              image_mean=CLIP_MEAN, image_std=CLIP_STD)
-_SQUASH = dict(_STEPS, size=_square_of(224), do_center_crop=False, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+_SQUASH = dict(_STEPS, size=_square_of(224), do_center_crop=False,
+               image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
 FIXED_SIZE: dict[str, dict[str, Any]] = {
     "CLIP": _CROP, "Llava": _CROP, "Bit": _CROP, "Siglip": _SQUASH, "ViT": _SQUASH | {"resample": 2},
     "DeiT": _SQUASH | {"size": _square_of(256), "do_center_crop": True, "crop_size": _square_of(224)},
@@ -27,14 +28,14 @@ FIXED_SIZE: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class HfImageProcessor:
-    """The steps in the order they are taken; one that is None (or False) is left out.
+    """The steps in the order they are taken; one that is None is left out.
 
-    pad: lay on a square of the mean colour. resize: the shorter side in pixels, or (height, width) whatever the aspect
-    ratio. crop: (height, width) out of the middle, with black around what is smaller. `resample` is Pillow's number,
-    `rescale` a factor, `mean` and `std` are per channel.
+    pad: lay on a square of this colour. resize: the shorter side in pixels, or (height, width) whatever the
+    aspect ratio. crop: (height, width) out of the middle, with black around what is smaller. `resample` is
+    Pillow's number, `rescale` a factor, `mean` and `std` are per channel.
     """
 
-    pad: bool
+    pad: tuple[int, ...] | None
     resize: int | tuple[int, int] | None
     crop: tuple[int, int] | None
     resample: int
@@ -45,7 +46,7 @@ class HfImageProcessor:
     def __call__(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """Images, PIL or uint8 H x W x 3, to float32 [n, 3, height, width].
 
-        Raises ValueError for a strip so thin that it would outgrow MAX_PIXELS, and where nothing makes sizes equal.
+        Raises ValueError for a strip so thin that it would outgrow MAX_PIXELS, and where sizes stay unequal.
         """
         fitted = [self.fit(image) for image in images]
         if len({image.shape for image in fitted}) > 1:
@@ -56,8 +57,8 @@ class HfImageProcessor:
     def fit(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The geometry alone: uint8 height x width x 3."""
         image = rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
-        if self.pad:
-            image = _square(image, tuple(int(m * 255) for m in self.mean))
+        if self.pad is not None:
+            image = _square(image, self.pad)
         if self.resize is not None:
             image = self._resized(image)
         pixels = np.asarray(image)
@@ -71,8 +72,8 @@ class HfImageProcessor:
             short = min(width, height)
             width, height = self.resize * width // short, self.resize * height // short
         if width * height > MAX_PIXELS:
-            raise ValueError(f"An image of {image.height} x {image.width} pixels would grow to {height} x {width}; "
-                             f"leave it out.")
+            raise ValueError(f"An image of {image.height} x {image.width} pixels would grow to "
+                             f"{height} x {width}; leave it out.")
         return image if image.size == (width, height) else image.resize((width, height), self.resample)
 
 
@@ -100,16 +101,19 @@ def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def from_config(config: Mapping[str, Any]) -> HfImageProcessor:
-    """The processor that a preprocessor_config.json describes. Raises ValueError for one that has no fixed size."""
+    """The processor that a preprocessor_config.json describes; raises ValueError for one of no fixed size."""
     kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
-    name = kind.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    name = kind
+    for ending in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
+        name = name.removesuffix(ending)
     if name not in FIXED_SIZE:
         raise ValueError(f"The image processor {kind} is not supported; known are {', '.join(FIXED_SIZE)}.")
     default = FIXED_SIZE[name]
     config = default | {key: value for key, value in config.items() if value is not None}
     resize = _size(config["size"], exact="height" in default["size"])
+    colour = tuple(int(m * 255) for m in config["image_mean"])
     return HfImageProcessor(
-        pad=config.get("do_pad", False) and name == "Llava",
+        pad=colour if name == "Llava" and config.get("do_pad") else None,
         resize=resize if config["do_resize"] else None,
         crop=_size(config["crop_size"], exact=True) if config["do_center_crop"] else None,
         resample=config["resample"],

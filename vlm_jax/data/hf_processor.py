@@ -1,4 +1,4 @@
-"""Processors of published checkpoints: a folder's tokenizer, chat template and image preprocessing as one function."""
+"""Processors of published checkpoints: a folder's tokenizer, chat template and image steps as one function."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class PairText:
-    """How a text tower wants its rows: at most `context` ids, padded to that length or to the longest of the batch."""
+    """How a text tower wants its rows: at most `context` ids, padded to that or to the longest of the batch."""
 
     context: int
     to_context: bool = False
@@ -38,7 +38,7 @@ class ImageMark:
 
 @dataclasses.dataclass(frozen=True)
 class HfProcessor:
-    """Parts that a folder does not have are None. `pair` is set for two-tower models, `mark` for those that talk."""
+    """Parts that a folder lacks are None. `pair` is set for two-tower models, `mark` for those that talk."""
 
     tokenizer: HfTokenizer | None = None
     image_processor: HfImageProcessor | None = None
@@ -47,7 +47,7 @@ class HfProcessor:
     mark: ImageMark | None = None
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids with the special tokens that this checkpoint's tokenizer adds; a bare tokenizer.model adds none.
+        """Ids with the special tokens that this checkpoint adds; a bare tokenizer.model adds none.
 
         As in transformers, a special token written out in the text becomes that token.
         """
@@ -67,18 +67,19 @@ class HfProcessor:
 
     def __call__(self, messages: Sequence[Messages] | None = None, text: Sequence[str] | None = None,
                  images: Sequence[Images] | None = None, padding_side: str = "left") -> dict[str, np.ndarray]:
-        """What `forward` takes: `input_ids` and `attention_mask` [b, t] int64, `pixel_values` of all images in order.
+        """What `forward` takes: `input_ids` and `attention_mask` [b, t] int64, `pixel_values` of all images.
 
-        `messages` (one conversation a row, ended by the generation prompt) or `text`; `images` has one list a row. In a
-        prompt each image has its mark; user text that spells the mark counts as one. Rows are padded to the longest on
-        `padding_side`; text towers, whose positions are absolute, are always padded on the right, as transformers does.
-        Raises ValueError where marks and images do not match, or where the folder has no file for what is asked.
+        `messages` (one conversation a row, ended by the generation prompt) or `text`; `images` has one list a row.
+        In a prompt each image has its mark; user text that spells the mark counts as one. Rows are padded to the
+        longest on `padding_side`; text towers, whose positions are absolute, always on the right, as in
+        transformers. Raises ValueError where marks and images do not match, or a file for what is asked is missing.
         """
         if (messages is not None and text is not None) or padding_side not in ("left", "right"):
             raise ValueError("Give messages or text, not both, and padding_side 'left' or 'right'.")
         inputs = {}
         if messages is not None:
-            inputs = self._rows([self.chat(conversation) for conversation in messages], images, padding_side, chat=True)
+            prompts = [self.chat(conversation) for conversation in messages]
+            inputs = self._rows(prompts, images, padding_side, chat=True)
         elif text is not None:
             inputs = self._rows(list(text), images, padding_side)
         flat = [image for row in images or [] for image in row]
@@ -87,7 +88,8 @@ class HfProcessor:
     def _rows(self, prompts: list[str], images: Sequence[Images] | None, side: str, chat: bool = False):
         tokenizer = _has(self.tokenizer, "tokenizer")
         if self.pair is not None:
-            return self._pair_rows([tokenizer.tokenize(prompt, max_length=self.pair.context) for prompt in prompts])
+            context = self.pair.context
+            return self._pair_rows([tokenizer.tokenize(prompt, max_length=context) for prompt in prompts])
         complete = [chat and self._is_complete(prompt) for prompt in prompts]
         prompts = self._expanded(prompts, images)
         rows = [tokenizer.tokenize(prompt, special=not done) for prompt, done in zip(prompts, complete)]
@@ -95,9 +97,10 @@ class HfProcessor:
         return {"input_ids": ids, "attention_mask": mask}
 
     def _is_complete(self, prompt: str) -> bool:
-        """Whether a rendered prompt takes no further special tokens. transformers' tokenizers trust the template; its
-        processors of text and images add theirs unless the template has written the begin token."""
-        return self.image_processor is None or prompt.startswith(self.tokenizer.special.get("bos_token") or "\0")
+        """Whether a rendered prompt takes no further special tokens. transformers' tokenizers trust the template;
+        its processors of text and images add theirs unless the template has written the begin token."""
+        begin = self.tokenizer.special.get("bos_token")
+        return self.image_processor is None or bool(begin) and prompt.startswith(begin)
 
     def _pair_rows(self, rows: list[list[int]]) -> dict[str, np.ndarray]:
         length = self.pair.context if self.pair.to_context else max(map(len, rows))
@@ -108,7 +111,7 @@ class HfProcessor:
         """The prompts with each image mark as often as the image has tokens."""
         counts = [len(row) for row in images] if images is not None else [0] * len(prompts)
         if len(counts) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts and {len(counts)} lists of images; give one list for each prompt.")
+            raise ValueError(f"{len(prompts)} prompts and {len(counts)} lists of images; give one list a prompt.")
         if self.mark is None:
             if any(counts):
                 raise ValueError("This processor has no image mark; only text can be prompted.")
@@ -120,7 +123,8 @@ class HfProcessor:
         return [prompt.replace(self.mark.text, self.mark.text * self.mark.tokens) for prompt in prompts]
 
     def _padded(self, rows: list[list[int]], length: int, side: str) -> tuple[np.ndarray, np.ndarray]:
-        pad = next((i for name in ("pad_token", "eos_token") if (i := self.tokenizer.id(name)) is not None), 0)
+        known = (self.tokenizer.id(name) for name in ("pad_token", "eos_token"))
+        pad = next((i for i in known if i is not None), 0)
         ids, mask = np.full((len(rows), length), pad, np.int64), np.zeros((len(rows), length), np.int64)
         for i, row in enumerate(rows):
             place = slice(length - len(row), length) if side == "left" else slice(len(row))
@@ -135,9 +139,9 @@ def _has(part: Any, name: str) -> Any:
 
 
 def load(folder: epath.PathLike) -> HfProcessor:
-    """The processor of a folder in Hugging Face layout; a folder with only tokenizer or only image files will do.
+    """The processor of a folder in Hugging Face layout; tokenizer files alone or image files alone will do.
 
-    Raises FileNotFoundError where there are neither, ValueError where a file is damaged or of a kind unknown here.
+    Raises FileNotFoundError where there are neither, ValueError where a file is damaged or of an unknown kind.
     """
     folder = epath.Path(folder)
     config, joined = read_json(folder / "config.json"), read_json(folder / "processor_config.json")
@@ -149,11 +153,12 @@ def load(folder: epath.PathLike) -> HfProcessor:
     settings = read_json(folder / "tokenizer_config.json")
     source = _template(folder, joined, settings)
     kind = config.get("model_type") or _kind(joined, settings, pixels or {})
+    talks = kind == "llava" and tokenizer and images
     return HfProcessor(
         tokenizer=tokenizer, image_processor=images,
         template=None if source is None else ChatTemplate(source, tokenizer.special if tokenizer else {}),
         pair=_pair(kind, config, tokenizer) if tokenizer else None,
-        mark=_llava_mark(config, joined, tokenizer, images) if kind == "llava" and tokenizer and images else None)
+        mark=_llava_mark(config, joined, tokenizer, images) if talks else None)
 
 
 def _kind(*configs: Mapping[str, Any]) -> str:
@@ -192,8 +197,9 @@ def _llava_mark(config: Mapping[str, Any], joined: Mapping[str, Any], tokenizer:
     patch = joined.get("patch_size") or vision.get("patch_size")
     size = images.crop or images.resize
     if patch is None or not isinstance(size, tuple):
-        raise ValueError("The number of tokens an image takes is not told; set patch_size in processor_config.json.")
-    strategy = joined.get("vision_feature_select_strategy") or config.get("vision_feature_select_strategy", "default")
+        raise ValueError("How many tokens an image takes is not told; set patch_size in processor_config.json.")
+    select = "vision_feature_select_strategy"
+    strategy = joined.get(select) or config.get(select, "default")
     has_class = int(vision.get("model_type", "clip_vision_model") == "clip_vision_model")
     extra = joined.get("num_additional_image_tokens", has_class)
     rows, columns = (patch_grid(side, patch, drop_remainder=True)[0] for side in size)

@@ -1,11 +1,14 @@
-"""A sentencepiece model file (tokenizer.model) as a tokenizer of the `tokenizers` library: no other package needed.
+"""A sentencepiece model file (tokenizer.model) as a tokenizer of the `tokenizers` library.
 
-Sources: sentencepiece_model.proto for the fields, sentencepiece's bpe_model.cc and unigram_model.cc for the behaviour.
+Sources: sentencepiece_model.proto for the fields, bpe_model.cc and unigram_model.cc for the behaviour. Ids equal the
+sentencepiece library's but in two corners, where they are those of transformers' fast tokenizers: a letter with a
+combining mark that the normalisation table has no entry for, and a user-defined piece that opens a text.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from typing import Iterator
 
@@ -25,7 +28,7 @@ class Piece:
 
 
 def load(data: bytes) -> tuple[tokenizers.Tokenizer, frozenset[int]]:
-    """The tokenizer of a model file, which adds nothing to a text, and its control ids, which no text becomes.
+    """The tokenizer of a model file, which adds nothing to a text, and its control ids, which no text has.
 
     Raises ValueError for bytes that are no such file, or a model of whole words or characters.
     """
@@ -37,19 +40,16 @@ def load(data: bytes) -> tuple[tokenizers.Tokenizer, frozenset[int]]:
         raise ValueError(f"tokenizer.model is no sentencepiece model ({error!r}); copy it again.") from error
     kind, byte_fallback = trainer.get(3, [UNIGRAM])[0], bool(trainer.get(35, [0])[0])
     if kind not in (UNIGRAM, BPE):
-        raise ValueError("tokenizer.model is a model of words or characters; only bpe and unigram are supported.")
+        raise ValueError("tokenizer.model is of words or characters; only bpe and unigram are supported.")
     backend = tokenizers.Tokenizer((_unigram if kind == UNIGRAM else _bpe)(pieces, byte_fallback))
     backend.normalizer = _normalizer(normalizer)
     unknown = next(piece.text for piece in pieces if piece.kind == UNKNOWN)
     backend.decoder = decoders.Sequence([
-        decoders.Replace(Regex(f"^{_quoted(unknown)}$"), " \u2047 "), decoders.Replace(SPACE, " "), decoders.ByteFallback(),
-        decoders.Fuse(), *[decoders.Strip(" ", 1, 0)] * bool(normalizer.get(3, [1])[0])])
-    backend.add_tokens([AddedToken(piece.text, normalized=False) for piece in pieces if piece.kind == USER_DEFINED])
+        decoders.Replace(Regex(f"^{re.escape(unknown)}$"), " \u2047 "), decoders.Replace(SPACE, " "),
+        decoders.ByteFallback(), decoders.Fuse(), *[decoders.Strip(" ", 1, 0)] * bool(normalizer.get(3, [1])[0])])
+    defined = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
+    backend.add_tokens([AddedToken(text, normalized=False) for text in defined])
     return backend, frozenset(i for i, piece in enumerate(pieces) if piece.kind == CONTROL)
-
-
-def _quoted(text: str) -> str:
-    return "".join(f"\\{c}" if not c.isalnum() else c for c in text)
 
 
 def _bpe(pieces: list[Piece], byte_fallback: bool) -> models.BPE:
@@ -64,13 +64,14 @@ def _bpe(pieces: list[Piece], byte_fallback: bool) -> models.BPE:
 
 def _unigram(pieces: list[Piece], byte_fallback: bool) -> models.Unigram:
     # No text is a control piece. A blank in its name hides it: the normalizer leaves none in a text.
-    vocabulary = [(" " + piece.text if piece.kind == CONTROL else piece.text, piece.score) for piece in pieces]
+    hide = lambda piece: " " + piece.text if piece.kind == CONTROL else piece.text
+    vocabulary = [(hide(piece), piece.score) for piece in pieces]
     unknown = next(i for i, piece in enumerate(pieces) if piece.kind == UNKNOWN)
     return models.Unigram(vocabulary, unknown, byte_fallback)
 
 
 def _normalizer(spec: dict[int, list]) -> normalizers.Normalizer:
-    """NormalizerSpec: 2 the table of replacements, 3 a blank in front, 4 no blanks at the ends nor two in a row."""
+    """NormalizerSpec: 2 the table of replacements, 3 a blank in front, 4 no blanks at the ends nor in a row."""
     steps = [normalizers.Precompiled(spec[2][0])] if spec.get(2, [b""])[0] else []
     if spec.get(4, [1])[0]:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]

@@ -12,7 +12,7 @@ import jinja2.sandbox
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}` marks what a model is trained on; for a prompt it is only its content."""
+    """`{% generation %} ... {% endgeneration %}` marks what is trained on; in a prompt only its content counts."""
 
     tags = {"generation"}
 
@@ -46,13 +46,15 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
-            raise ValueError(f"The chat template cannot be read ({error}); repair chat_template.jinja.") from error
+            raise ValueError(f"The chat template cannot be read ({error}); repair it.") from error
         self._special = dict(special)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True,
+               **variables: Any) -> str:
         """The conversation as one string. Raises ValueError where the template refuses it or fails on it."""
         known = self._special | {"tools": None, "documents": None} | variables
+        known |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **known)
+            return self._template.render(known)
         except Exception as error:  # TypeError and others too: a template is a program
             raise ValueError(f"The chat template refuses these messages: {error}.") from error

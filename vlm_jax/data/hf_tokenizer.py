@@ -1,6 +1,6 @@
 """Tokenizers of published checkpoints, whichever files they come in.
 
-As in transformers, and unlike our own tokenizer, a special token written out in a user's text becomes that special token.
+As in transformers, and unlike our own tokenizer, a special token written out in a user's text becomes that token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ENDS_WITHOUT_BEGIN = ("SiglipTokenizer", "T5Tokenizer")
 
 
 class HfTokenizer:
-    """special: bos_token, eos_token, pad_token and their like, name -> string. max_length: None where not told.
+    """special: bos_token, eos_token, pad_token and their like, by name. max_length: None where not told.
 
     `hidden` are ids that stand for nothing in a decoded text (a bare sentencepiece model's control ids).
     """
@@ -56,7 +56,7 @@ class HfTokenizer:
 
 
 def load(folder: epath.PathLike) -> HfTokenizer | None:
-    """The tokenizer of a folder: tokenizer.json, else a sentencepiece model, else CLIP's vocab.json and merges.txt.
+    """A folder's tokenizer: tokenizer.json, else a sentencepiece model, else CLIP's vocab.json and merges.txt.
 
     None where there are no such files; ValueError where they are damaged or of another kind.
     """
@@ -104,18 +104,19 @@ def _special(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in named.items() if isinstance(value, str)}
 
 
-def _complete(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mapping[str, Any], special: dict[str, str]):
-    """Makes a sentencepiece model what transformers' class makes of it: added tokens, begin and end of a text."""
-    added = {text: number for text, number in read_json(folder / "added_tokens.json").items()}
+def _complete(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mapping[str, Any],
+              special: Mapping[str, str]) -> None:
+    """Makes a sentencepiece model what transformers' class makes of it: added tokens, begin and end."""
+    added = read_json(folder / "added_tokens.json")
     added |= {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
     for text, number in sorted(added.items(), key=lambda item: item[1]):
-        backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])
+        backend.add_special_tokens([AddedToken(text, normalized=False)])
         if backend.token_to_id(text) != number:
-            raise ValueError(f"{folder}: '{text}' should have id {number}, which leaves a gap after the vocabulary; "
-                             f"convert the folder to a tokenizer.json.")
-    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special.values()])
+            raise ValueError(f"{folder}: '{text}' should have id {number}, which leaves a gap after the "
+                             f"vocabulary; convert the folder to a tokenizer.json.")
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in special.values()])
     ends = config.get("tokenizer_class", "").removesuffix("Fast") in _ENDS_WITHOUT_BEGIN
-    if config.get("tokenizer_class") == "SiglipTokenizer":  # the texts it was trained on had neither capitals nor marks
+    if config.get("tokenizer_class") == "SiglipTokenizer":  # trained on texts without capitals and punctuation
         strip = [normalizers.Lowercase(), normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
                  normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
         backend.normalizer = normalizers.Sequence([*strip, backend.normalizer])
@@ -129,7 +130,7 @@ def _clip(folder: epath.Path) -> tokenizers.Tokenizer:
     """CLIP's byte-level BPE of lower-cased words, from its two original files."""
     vocabulary = read_json(folder / "vocab.json")
     if "<|startoftext|>" not in vocabulary:
-        raise ValueError(f"{folder}/vocab.json is not CLIP's; for other byte-level tokenizers a tokenizer.json is needed.")
+        raise ValueError(f"{folder}/vocab.json is not CLIP's; other tokenizers need a tokenizer.json.")
     lines = [line.split() for line in (folder / "merges.txt").read_text().splitlines()]
     merges = [tuple(line) for line in lines if len(line) == 2 and line[0] != "#version:"]
     begin, end = "<|startoftext|>", "<|endoftext|>"
@@ -138,9 +139,10 @@ def _clip(folder: epath.Path) -> tokenizers.Tokenizer:
     backend.normalizer = normalizers.Sequence([
         normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
     backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_CLIP_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        pre_tokenizers.Split(Regex(_CLIP_WORDS), "removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in (begin, end)])
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in (begin, end)])
     backend.post_processor = processors.RobertaProcessing(
         (end, vocabulary[end]), (begin, vocabulary[begin]), trim_offsets=False, add_prefix_space=False)
     return backend

@@ -109,7 +109,7 @@ def generate(
     """New tokens only, int32 [b, max_new_tokens]; greedy unless the sampler says otherwise.
 
     prompt: tokens, segment_ids (0, or -1 for padding on either side), image_index, int32 [b, t], and perhaps positions
-    (else real tokens are counted). The result of a row does not depend on the other rows nor on its padding.
+    (else real tokens are counted). The greedy result of a row does not depend on the other rows nor on its padding.
     """
     rng = jax.random.key(0) if rng is None else rng
     return _generate(model, params, prompt, images, rng, steps=max_new_tokens, sampler=sampler,

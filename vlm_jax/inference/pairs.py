@@ -1,34 +1,41 @@
-"""What an image-text pair of towers answers under Hugging Face's names: CLIPModel's and SiglipModel's outputs."""
+"""What a pair of towers answers under Hugging Face's names: the outputs of CLIPModel and SiglipModel."""
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+import functools
+from typing import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vlm_jax.models.model import ModelConfig
+from vlm_jax.models.transformer import Params
 from vlm_jax.models.two_tower import TwoTower, normalise
 
 
-def outputs(config: ModelConfig, params: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def outputs(config: ModelConfig, params: Params, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every output of a pair that `inputs` give rise to, float32.
 
     In: `pixel_values` [n, 3, h, w], or `input_ids` [m, t] and perhaps `attention_mask` [m, t], or both.
-    Out: `image_hidden` and `text_hidden`, each token's last state (zero where the mask is 0): with a class token (CLIP)
-    the image's stand before the final norm, else after it; `image_features` and `text_features`, in the shared space;
-    `image_embeds` and `text_embeds`, the same of length 1; `logits_per_image` [n, m] and `logits_per_text`.
+    Out: `image_hidden` and `text_hidden`, each token's last state (zero where the mask is 0): with a class token
+    (CLIP) the image's stand before the final norm, else after it; `image_features` and `text_features`, in the
+    shared space; `image_embeds` and `text_embeds`, the same of length 1; `logits_per_image` [n, m] and
+    `logits_per_text`.
     Raises ValueError for images or rows that do not fit the model.
     """
     known = {"pixel_values", "input_ids", "attention_mask"}
     if unknown := sorted(set(inputs) - known):
-        raise ValueError(f"A pair of towers does not take {', '.join(unknown)}; it takes {', '.join(sorted(known))}.")
+        takes = ", ".join(sorted(known))
+        raise ValueError(f"A pair of towers does not take {', '.join(unknown)}; it takes {takes}.")
     given = {name: jnp.asarray(value) for name, value in inputs.items()}
-    model = config.two_tower()
-    run = jax.jit(lambda params, given: model.apply({"params": params}, given, method=_outputs))
     with jax.default_matmul_precision("float32"):
-        return {name: np.asarray(value) for name, value in run(params, given).items()}
+        return {name: np.asarray(value) for name, value in _run(config, params, given).items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(config: ModelConfig, params: Params, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return config.two_tower().apply({"params": params}, given, method=_outputs)
 
 
 def _outputs(model: TwoTower, given: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Temperature 0 is greedy. `top_k` 0 and `top_p` 1 keep every token; given both, both must keep it.
+    """Temperature 0 is greedy. `top_k` 0 and `top_p` 1 keep every token.
 
     The order is: divide by the temperature, keep the k likeliest, keep the smallest set of the likeliest whose
     probability reaches p (the token that crosses p included), draw.
@@ -37,13 +37,12 @@ class Sampler:
     def kept(self, logits: Float[Array, "b v"]) -> Float[Array, "b v"]:
         """Tempered logits, -inf where a token is not kept."""
         logits = logits.astype(jnp.float32) / self.temperature
+        order = jnp.argsort(-logits, axis=-1)  # the likeliest first; among equals the lower id
+        ranked = jnp.take_along_axis(logits, order, axis=-1)
         if self.top_k:
-            smallest = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
-            logits = jnp.where(logits < smallest, -jnp.inf, logits)
+            ranked = jnp.where(jnp.arange(ranked.shape[-1]) < self.top_k, ranked, -jnp.inf)
         if self.top_p < 1:
-            order = jnp.argsort(-logits, axis=-1)
-            probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-            before = jnp.cumsum(probabilities, axis=-1) - probabilities  # the likeliest token has nothing before it
-            keep = jnp.put_along_axis(jnp.zeros_like(order, bool), order, before < self.top_p, axis=-1, inplace=False)
-            logits = jnp.where(keep, logits, -jnp.inf)
-        return logits
+            probabilities = jax.nn.softmax(ranked, axis=-1)
+            before = jnp.cumsum(probabilities, axis=-1) - probabilities  # the likeliest has nothing before it
+            ranked = jnp.where(before < self.top_p, ranked, -jnp.inf)
+        return jnp.put_along_axis(logits, order, ranked, axis=-1, inplace=False)

@@ -52,7 +52,7 @@ class ChatSession:
         padded = -(-len(new) // CHUNK) * CHUNK
         start = int(self.cache.length) + padded  # slot of the first answer token
         if start + self.max_new_tokens > self.slots:
-            raise ValueError(f"The conversation is longer than {self.slots} tokens; start a new one.")
+            raise ValueError(f"The conversation is longer than {self.slots} slots of the cache; start a new one.")
         fill = lambda values, value: np.concatenate([values, np.full(padded - len(new), value, np.int32)])[None]
         position = self.read + len(new)
         written, self.cache = _turn(
@@ -67,6 +67,9 @@ class ChatSession:
 
     def _remember(self, position: int, written: np.ndarray, cached: int) -> int:
         """How many answer tokens the next turn need not read again; slots of the others are marked unused.
+
+        An answer "3" written as [3, end] leaves [3] in the cache: 1 token is kept, and the next turn reads from the
+        end token on.
 
         The last token written is not in the cache; and where the answer's text does not encode to what was generated,
         as sampling may have it, the rest is read again, so that the cache always holds the rendered conversation.

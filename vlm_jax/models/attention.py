@@ -31,7 +31,7 @@ def attention_weights(
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, groups, repeat, targets, sources)
     if q_info is not None:
-        mask = build_mask(q_info, kv_info, window)[:, None, None]
+        mask = build_mask(q_info, q_info if kv_info is None else kv_info, window)[:, None, None]
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return jax.nn.softmax(scores, axis=-1)
 

@@ -50,13 +50,18 @@ class TextTower(nn.Module):
         return self.pool(self.states(tokens), tokens)
 
     def states(self, tokens: Int[Array, "b t"], mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b t w"]:
-        """Output of the last block; tokens where `mask` is false are seen by none. Raises ValueError for long rows."""
+        """Output of the last block; tokens where `mask` is false are seen by none.
+
+        Raises ValueError for rows longer than `context`.
+        """
         c, length = self.config, tokens.shape[1]
         if length > c.context:
             raise ValueError(f"A row has {length} tokens, the text tower takes {c.context}; truncate it.")
-        segments = jnp.zeros_like(tokens) if mask is None else jnp.where(mask, 0, PADDING)
+        describe_row = lambda segments: describe(segments, mask_ar=int(c.causal))
+        info = describe_row(jnp.zeros_like(tokens))  # padding sees the text too: pool "last" may stand on it
+        kv_info = info if mask is None else describe_row(jnp.where(mask, 0, PADDING))
         x = self.token_embedding[tokens] + self.position_embedding[:length]
-        return apply_blocks(c.transformer, self.blocks, x, describe(segments, mask_ar=int(c.causal)))[0][-1]
+        return apply_blocks(c.transformer, self.blocks, x, info, kv_info)[0][-1]
 
     def pool(self, x: Float[Array, "b t w"], tokens: Int[Array, "b t"]) -> Float[Array, "b w"]:
         """One vector a row, of the last block's output."""

@@ -139,7 +139,8 @@ def init_blocks(rng: Array, config: TransformerConfig) -> Params:
     """Parameters of all blocks, stacked on a leading layer axis."""
     x = jnp.zeros((1, 1, config.width))
     info = describe(jnp.zeros((1, 1), jnp.int32))
-    init = lambda key: Block(config, parent=None).init(key, x, info, info)["params"]
+    block = Block(config.of_layer(0), parent=None)  # layers differ in what they see, not in their parameters
+    init = lambda key: block.init(key, x, info, info)["params"]
     return jax.vmap(init)(jax.random.split(rng, config.layers))
 
 
@@ -152,6 +153,9 @@ def declare_blocks(module: nn.Module, config: TransformerConfig) -> Params:
 
 def unstack(params: Params, layers: int) -> tuple[Params, ...]:
     """One tree a layer. Decoding does this once: slicing the stack inside the token loop costs bandwidth."""
+    depths = {leaf.shape[0] for leaf in jax.tree.leaves(params)}
+    if depths != {layers}:  # JAX clamps an index that is too large: the last layer would silently run twice
+        raise ValueError(f"The parameters hold {sorted(depths)} layers, the config asks for {layers}.")
     return tuple(jax.tree.map(lambda leaf: leaf[i], params) for i in range(layers))
 
 

@@ -7,6 +7,7 @@ import math
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.layers import Linear
@@ -74,7 +75,8 @@ class TwoTower(nn.Module):
         Raises ValueError for eyes that pool by attention: a single patch does not pass through their head.
         """
         if self.vision_config.pool == "map":
-            raise ValueError("Patches of an encoder with pool 'map' have no place in the shared space; use 'cls' or 'mean'.")
+            raise ValueError("Patches of an encoder with pool 'map' have no place in the shared space; "
+                             "use 'cls' or 'mean'.")
         return normalise(self.project_image(self.vision.norm_post(features)))
 
     def encode_text(self, tokens: Int[Array, "b t"]) -> Float[Array, "b e"]:
@@ -83,7 +85,8 @@ class TwoTower(nn.Module):
 
     def scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """logits = scale * <image, text> + bias; the bias is 0 where the config has none."""
-        scale = jnp.exp(jnp.minimum(self.log_scale, math.log(self.contrast.max_scale)))
+        above = jnp.maximum(self.log_scale - math.log(self.contrast.max_scale), 0)
+        scale = jnp.exp(self.log_scale - lax.stop_gradient(above))  # capped, but never without a gradient
         return scale, self.logit_bias if self.contrast.bias is not None else jnp.zeros(())
 
     def __call__(self, images: Float[Array, "b h w 3"], tokens: Int[Array, "b t"]):

@@ -107,7 +107,7 @@ class ViT(nn.Module):
         return VisionOutput(self.pool(states[-1]), self._features(states[self.config.feature_layer][:, self.prefix:]))
 
     def states(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b n w"]]:
-        """[input of the first block, its output, ..., the last block's], the class token in front where there is one."""
+        """[input of the first block, its output, ..., the last block's], with the class token where there is one."""
         c = self.config
         if images.shape[1:3] != (c.image_size, c.image_size):
             raise ValueError(f"Images are {images.shape[1]}x{images.shape[2]}, the encoder takes "

@@ -20,7 +20,8 @@ from vlm_jax.objectives.contrastive import Contrastive, ContrastiveConfig, same_
 
 
 def box_weights(boxes: Float[Array, "b r 4"], rows: int, columns: int) -> Float[Array, "b r v"]:
-    """Share of each patch's area in a box (left, top, right, bottom as fractions); sums to 1 for a box with area."""
+    """Share of a box (left, top, right, bottom as fractions) that lies in each patch: sums to 1, or to 0 for a box
+    without area in the image."""
 
     def overlap(low, high, cells):
         edges = jnp.arange(cells, dtype=jnp.float32)
@@ -60,9 +61,10 @@ class ContrastiveRegions:
         scale, bias = apply("scale_and_bias")
         sums, weights = self.images.compare(zimg, ztxt, scale, bias, batch["text"])
 
-        pooled = box_weights(boxes, *self.grid) @ out.patches.features
+        shares = box_weights(boxes, *self.grid)
+        pooled = shares @ out.patches.features
         zbox = apply("embed_features", pooled).reshape(-1, zimg.shape[-1])
-        valid = ((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])).reshape(-1)
+        valid = (shares.sum(-1) > 0).reshape(-1)
         sums["regions"] = softmax_loss(zbox, zphrase, scale, same_text(box_text), valid)
         weights["regions"] = valid.sum().astype(jnp.float32)
         return sums, weights

@@ -49,7 +49,7 @@ class Checkpoints:
 
     def shapes(self, number: int) -> Any:
         """The tree of `params` as saved, as jax.ShapeDtypeStruct, without reading any values."""
-        meta = self._guard(number, lambda: self._manager.item_metadata(number)["params"])
+        meta = self._guard(number, lambda: self._manager.item_metadata(number)["params"].tree)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), meta)
 
     def wait(self) -> None:

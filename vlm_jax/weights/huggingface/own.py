@@ -40,7 +40,7 @@ def save(folder: epath.Path, config: ModelConfig, params: Params, processor: Pro
         folders.GENERATION: {**ids, "suppress_tokens": list(processor.banned_ids)},
         "preprocessor_config.json": {**image, "processor_class": "LlavaProcessor"},
         "processor_config.json": _llava_processor(parts) | {"image_processor": image},
-        "tokenizer_config.json": _TOKENIZER | {"model_max_length": hf["text_config"].get("max_position_embeddings", 2048)},
+        "tokenizer_config.json": _TOKENIZER,
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in files.items():

@@ -102,6 +102,7 @@ def write(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_b
         index = {"metadata": {"total_size": total}, "weight_map": names}
         write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
     for i, file in enumerate(files):
+        os.chmod(part(i), 0o644)  # the library lets nobody else read what it writes
         part(i).replace(folder / file)
 
 

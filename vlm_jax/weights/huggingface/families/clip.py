@@ -34,8 +34,8 @@ def vision_config(hf: HfConfig) -> ViTConfig:
 
 
 def vision_hf_config(config: ViTConfig) -> HfConfig:
-    return {"model_type": "clip_vision_model", **encoder.hf_transformer(config.transformer), "num_channels": 3,
-            "image_size": config.image_size, "patch_size": config.patch_size}
+    return {"model_type": "clip_vision_model", **encoder.hf_transformer(config.transformer),
+            "num_channels": 3, "image_size": config.image_size, "patch_size": config.patch_size}
 
 
 def text_config(hf: HfConfig) -> TextConfig:
@@ -52,10 +52,10 @@ def text_hf_config(config: TextConfig) -> HfConfig:
 
 
 def config(hf: HfConfig) -> ModelConfig:
-    """The sizes in a CLIPConfig. Where older files say a tower twice, `*_config_dict` is what transformers takes."""
-    vision, text = ((hf.get(f"{part}_config_dict") or hf.get(f"{part}_config") or {}) for part in ("vision", "text"))
-    contrast = ContrastConfig(hf.get("projection_dim", 512), scale=math.exp(hf.get("logit_scale_init_value", 2.6592)),
-                              max_scale=math.inf)
+    """The sizes in a CLIPConfig. Where older files say a tower twice, transformers takes `*_config_dict`."""
+    vision, text = (hf.get(f"{part}_config_dict") or hf.get(f"{part}_config") or {} for part in ("vision", "text"))
+    scale = math.exp(hf.get("logit_scale_init_value", 2.6592))
+    contrast = ContrastConfig(hf.get("projection_dim", 512), scale, max_scale=math.inf)
     return ModelConfig(vision=vision_config(vision), text=text_config(text), contrast=contrast)
 
 
@@ -63,7 +63,8 @@ def hf_config(config: ModelConfig) -> HfConfig:
     size = {"projection_dim": config.contrast.embed_dim}
     return {"architectures": ["CLIPModel"], "model_type": "clip", **size,
             "logit_scale_init_value": math.log(config.contrast.scale),
-            "vision_config": vision_hf_config(config.vision) | size, "text_config": text_hf_config(config.text) | size}
+            "vision_config": vision_hf_config(config.vision) | size,
+            "text_config": text_hf_config(config.text) | size}
 
 
 def vision_table(config: ViTConfig, ours: str = "vision", theirs: str = "vision_model") -> list[Weight]:

@@ -14,7 +14,8 @@ ACTIVATIONS = {  # their name -> ours; of several names the first is written
 def activation(theirs: str) -> str:
     """Our name of an activation; raises ValueError for one that no tower of ours computes."""
     if theirs not in ACTIVATIONS:
-        raise ValueError(f"config.json asks for the activation '{theirs}'; known are {', '.join(ACTIVATIONS)}.")
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"config.json asks for the activation '{theirs}'; known are {known}.")
     return ACTIVATIONS[theirs]
 
 
@@ -26,12 +27,13 @@ def transformer(hf: HfConfig) -> TransformerConfig:
     """Sizes of a tower from its part of config.json, class defaults filled in."""
     return TransformerConfig(
         layers=hf["num_hidden_layers"], width=hf["hidden_size"], heads=hf["num_attention_heads"],
-        mlp_width=hf["intermediate_size"], norm_eps=hf["layer_norm_eps"], activation=activation(hf["hidden_act"]))
+        mlp_width=hf["intermediate_size"], norm_eps=hf["layer_norm_eps"],
+        activation=activation(hf["hidden_act"]))
 
 
 def hf_transformer(config: TransformerConfig) -> HfConfig:
-    return {"num_hidden_layers": config.layers, "hidden_size": config.width, "num_attention_heads": config.heads,
-            "intermediate_size": config.mlp_width, "layer_norm_eps": config.norm_eps,
+    return {"num_hidden_layers": config.layers, "hidden_size": config.width,
+            "num_attention_heads": config.heads, "intermediate_size": config.mlp_width, "layer_norm_eps": config.norm_eps,
             "hidden_act": hf_activation(config.activation)}
 
 
@@ -55,7 +57,7 @@ def blocks(ours: str, theirs: str) -> list[Weight]:
 def checked_channels(hf: HfConfig) -> int:
     """num_channels; raises ValueError unless it is 3, all that our image processors make."""
     if hf["num_channels"] != 3:
-        raise ValueError(f"config.json asks for images of {hf['num_channels']} channels; only 3 (RGB) are supported.")
+        raise ValueError(f"config.json asks for images of {hf['num_channels']} channels; only 3 are supported.")
     return 3
 
 

@@ -33,8 +33,9 @@ def vision_config(hf: HfConfig) -> ViTConfig:
 
 
 def vision_hf_config(config: ViTConfig) -> HfConfig:
-    return {"model_type": "siglip_vision_model", **encoder.hf_transformer(config.transformer), "num_channels": 3,
-            "image_size": config.image_size, "patch_size": config.patch_size, "vision_use_head": config.pool == "map"}
+    return {"model_type": "siglip_vision_model", **encoder.hf_transformer(config.transformer),
+            "num_channels": 3, "image_size": config.image_size, "patch_size": config.patch_size,
+            "vision_use_head": config.pool == "map"}
 
 
 def config(hf: HfConfig) -> ModelConfig:
@@ -75,13 +76,15 @@ def _head(width: int, ours: str, theirs: str) -> list[Weight]:
              for kind, hf_kind, form in (("kernel", "weight", {"form": LINEAR}), ("bias", "bias", {}))
              for i, name in enumerate("qkv")]
     return [Weight(f"{ours}/probe", f"{theirs}.probe", TOKEN, (1, 1, width)), *fused,
-            *linear(f"{ours}/o", f"{theirs}.attention.out_proj"), *norm(f"{ours}/norm", f"{theirs}.layernorm"),
+            *linear(f"{ours}/o", f"{theirs}.attention.out_proj"),
+            *norm(f"{ours}/norm", f"{theirs}.layernorm"),
             *encoder.mlp(f"{ours}/mlp", f"{theirs}.mlp")]
 
 
 def table(config: ModelConfig) -> list[Weight]:
     scalars = [Weight(name, name, SCALAR, (1,)) for name in ("logit_scale", "logit_bias")]
-    return [*vision_table(config.vision), *clip.text_table(), *linear("text_projection", "text_model.head"), *scalars]
+    return [*vision_table(config.vision), *clip.text_table(),
+            *linear("text_projection", "text_model.head"), *scalars]
 
 
 FAMILY = Family("SiglipModel", config, hf_config, table, encoder.passed_over)
