@@ -39,7 +39,8 @@ def compare(folder: pathlib.Path) -> Iterator[tuple[str, str, float, bool]]:
     """(where, output, largest difference, within tolerance) of one folder."""
     reference = np.load(folder / "reference.npz")
     for config in ("config.json", "config.hub.json"):
-        pt = vlm_jax.load_pretrained(variant(folder, config))
+        with tempfile.TemporaryDirectory() as copy:
+            pt = vlm_jax.load_pretrained(with_config(folder, config, pathlib.Path(copy)))
         for name in dict.fromkeys(key.split("/")[0] for key in reference):
             where = f"{folder.name} {config.removesuffix('.json')} {name}"
             for output, difference, good in differences(pt, part(reference, name, "in"), part(reference, name, "out")):
@@ -50,14 +51,11 @@ def part(reference: np.lib.npyio.NpzFile, case: str, kind: str) -> Case:
     return {key.split("/", 2)[2]: reference[key] for key in reference if key.startswith(f"{case}/{kind}/")}
 
 
-def variant(folder: pathlib.Path, config: str) -> pathlib.Path:
-    """The folder itself, or a copy (of links) in which another file stands in the place of config.json."""
-    if config == "config.json":
-        return folder
-    copy = pathlib.Path(tempfile.mkdtemp(prefix="parity-"))
+def with_config(folder: pathlib.Path, config: str, copy: pathlib.Path) -> pathlib.Path:
+    """`copy` filled with links to the folder's files, `config` standing for its config.json."""
     for file in folder.iterdir():
-        (copy / file.name).symlink_to(file.resolve())
-    (copy / "config.json").unlink()
+        if file.name != "config.json":
+            (copy / file.name).symlink_to(file.resolve())
     (copy / "config.json").symlink_to((folder / config).resolve())
     return copy
 

@@ -186,7 +186,6 @@ def altered(path, value):
     ("stages", [1], "config.stages is [1]; it must be a group"),
     ("run", ["contrastive", "algin"], "'algin'"), ("run", ["contrastive", "algin"], "did you mean 'align'?"),
     ("run", ["align", "align"], "'align'"),  # a checkpoint could not tell which of the two it is in
-    ("run", [], "config.run"),
     ("model.connector.kind", "lineer", "Connector 'lineer' is unknown; choose one of linear, mlp"),
     ("processor.template", "lava", "Chat template 'lava' is unknown"),
     ("stages.align.data.format.loss", "none", "loss 'none' is unknown")])

@@ -31,7 +31,10 @@ VALUES = {
         "vision": {"image_size": 32, "patch_size": 16, "feature_layer": -2, "transformer": BLOCKS},
         "text": {"vocab_size": 300, "context": 8, "end_id": 2, "transformer": BLOCKS}, "contrast": {"embed_dim": 8},
         "connector": {"kind": "mlp"}, "decoder": {"vocab_size": 304, "transformer": WORDS}},
-    "processor": {"image": {"size": 32}}, "stages": {}, "run": []}
+    "processor": {"image": {"size": 32}}, "run": ["talk"],
+    "stages": {"talk": {
+        "data": {"batch": 1, "source": {"kind": "scenes"}, "format": {"kind": "rows", "length": 64}},
+        "objective": {"kind": "next_token"}, "trainable": [[".*", 1e-3]], "steps": 0}}}
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 QUESTION = "what is there, a cat or a dog?"
 
@@ -80,7 +83,8 @@ def test_a_workdir_exports_as_llava_that_gives_the_chat_s_answer(workdir, export
     image = settings["image_processor"]
     side = image["size"]["height"] // settings["patch_size"]
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-    text = jinja2.Template((exported / "chat_template.jinja").read_text()).render(messages=messages, add_generation_prompt=True)
+    chat = jinja2.Template((exported / "chat_template.jinja").read_text())
+    text = chat.render(messages=messages, add_generation_prompt=True)
     text = text.replace(settings["image_token"], settings["image_token"] * side * side)
     ids = tokenizers.Tokenizer.from_file(str(exported / "tokenizer.json")).encode(text).ids
     assert ids == list(ours.processor.conversation(ours.processor.question(QUESTION)).ids)
@@ -103,13 +107,15 @@ def test_the_written_template_says_what_ours_renders(name, layout):
         ours = render(template(name), tuple(Message(*m) for m in system + said), layout)
         messages = [{"role": role, "content": text} for role, text in system]
         messages += [{"role": role, "content": c} for (role, _), c in zip(said, content)]
-        theirs = jinja2.Template(own.jinja(template(name), layout)).render(messages=messages, add_generation_prompt=True)
+        theirs = jinja2.Template(own.jinja(template(name), layout))
+        theirs = theirs.render(messages=messages, add_generation_prompt=True)
         assert theirs == "".join(piece.text for piece in ours)
 
 
 def test_image_preprocessing_is_said_in_clip_s_words():
     say = own.image_processor
-    assert say(ImageProcessor(32))["size"] == {"height": 32, "width": 32} and not say(ImageProcessor(32))["do_center_crop"]
+    squash = say(ImageProcessor(32))
+    assert squash["size"] == {"height": 32, "width": 32} and not squash["do_center_crop"]
     crop = say(ImageProcessor(32, resize="crop", resample="bilinear"))
     assert crop["size"] == {"shortest_edge": 32} and crop["do_center_crop"] and crop["resample"] == 2
     pad = say(ImageProcessor(32, resize="pad"))

@@ -8,7 +8,16 @@
     vlm_jax.num_visual_tokens(pt, 640, 480)
 """
 
-from vlm_jax.models.tokens import num_visual_tokens
-from vlm_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+import importlib
 
-__all__ = ["Pretrained", "load_pretrained", "num_visual_tokens", "save_pretrained"]
+_HOMES = {"Pretrained": "pretrained", "load_pretrained": "pretrained", "save_pretrained": "pretrained",
+          "load_processor": "pretrained", "num_visual_tokens": "models.tokens"}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    """Opens a name's module when it is first asked for, so that a data worker can import its part without JAX."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vlm_jax' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"vlm_jax.{_HOMES[name]}"), name)

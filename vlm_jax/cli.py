@@ -3,6 +3,7 @@ traceback."""
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import sys
 import traceback
@@ -17,6 +18,7 @@ def main(verb: Callable[[], None]) -> None:
     A ValueError or OSError that a line of this package raised on purpose is a sentence for the user. The same
     exceptions from inside a library are bugs of ours, and are shown whole.
     """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's remarks on itself; what matters it raises
     try:
         verb()
     except (ValueError, OSError) as error:

@@ -7,6 +7,7 @@ A config file is Python with `get_config() -> ml_collections.ConfigDict`. Values
 from __future__ import annotations
 
 import ast
+import collections.abc
 import dataclasses
 import difflib
 import inspect
@@ -21,6 +22,9 @@ from vlm_jax.data.registry import SourceConfig
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.training.loop import LoopConfig, StageConfig
 from vlm_jax.training.sharding import MeshConfig
+
+
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,8 @@ class RunConfig:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if len(set(self.run)) < len(self.run):
+            raise ValueError(f"config.run is {self.run!r}; it must name each stage once.")
         for name in self.run:
             if name not in self.stages:
                 raise ValueError(f"config.run names the stage '{name}', config.stages has only "
@@ -66,6 +72,8 @@ def load(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise ValueError(f"{path} has no get_config(); a config file returns an ml_collections.ConfigDict from it.")
+    if colon and not inspect.signature(get_config).parameters:
+        raise ValueError(f"{path} takes no argument; give --config {path}.")
     wanted = [p for p in inspect.signature(get_config).parameters.values() if p.default is p.empty]
     if bool(wanted) and not colon:
         raise ValueError(f"{path} takes an argument ({wanted[0].name}); give --config {path}:{wanted[0].name.upper()}.")
@@ -100,7 +108,7 @@ def _override(config: dict[str, Any], override: str) -> None:
 
 
 def _parse(text: str, old: Any, key: str) -> Any:
-    """The value that `text` spells, of the type of the value it replaces."""
+    """The value that `text` spells; whether it is of the right type is seen when the config is built."""
     if isinstance(old, str):
         return text
     if isinstance(old, dict):
@@ -111,10 +119,6 @@ def _parse(text: str, old: Any, key: str) -> Any:
         value = text.split(",") if isinstance(old, list) else text
     if isinstance(old, list):
         return list(value) if isinstance(value, (list, tuple)) else [value]
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if old is not None and type(value) is not type(old):
-        raise ValueError(f"config.{key} is {old!r}, a {type(old).__name__}; '{text}' is not.")
     return value
 
 
@@ -130,9 +134,20 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return _build_union([a for a in args if a is not type(None)], value, where)
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, where)
-    if origin in (Mapping, typing.Mapping, dict) or getattr(origin, "__name__", "") == "Mapping":
+    if origin is collections.abc.Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is {value!r}; it must be a group.")
         return {name: build(args[1], item, f"{where}.{name}") for name, item in value.items()}
-    return _freeze(value) if isinstance(value, list) else value
+    if origin is tuple:
+        kinds = args[:1] * len(value) if args[-1] is ... and isinstance(value, (list, tuple)) else args
+        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
+            raise ValueError(f"{where} is {value!r}; it must be a list{'' if args[-1] is ... else f' of {len(args)}'}.")
+        return tuple(build(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value)))
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in WORDS and type(value) is not kind:
+        raise ValueError(f"{where} is {value!r}; it must be {WORDS[kind]}.")
+    return _freeze(value)
 
 
 def _build_union(kinds: list[Any], value: Any, where: str) -> Any:
@@ -140,8 +155,10 @@ def _build_union(kinds: list[Any], value: Any, where: str) -> Any:
         return None
     if len(kinds) == 1:
         return build(kinds[0], value, where)
-    if not isinstance(value, Mapping):
+    if not any(dataclasses.is_dataclass(k) for k in kinds):
         return _freeze(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {value!r}; it must be a group with a `kind`.")
     named = {k.kind: k for k in kinds}
     name = value.get("kind")
     if name not in named:

@@ -110,6 +110,20 @@ def load_pretrained(path: epath.PathLike, dtype: str | None = "float32") -> Pret
     return Pretrained(config.model, _newest(path, config.model, dtype), processor, ids)
 
 
+def load_processor(path: epath.PathLike) -> Processor | HfProcessor:
+    """The processor alone of what `load_pretrained` opens, or of a folder with only tokenizer or preprocessor files.
+
+    Raises FileNotFoundError or ValueError where there is none, or one that is damaged or unknown.
+    """
+    path = epath.Path(path)
+    if (path / IMPORTED).is_dir():
+        return hf_processor.load(path / IMPORTED)
+    config = path / "config.json"
+    if config.exists() and "model" in read_json(config):
+        return processor_for(configs.resolve(read_json(config)), tokenizers.load(path / "tokenizer.json"))
+    return hf_processor.load(path)
+
+
 def _published(files: epath.Path, params: Callable[[ModelConfig], Params]) -> Pretrained:
     config = folder.load_config(files)
     try:

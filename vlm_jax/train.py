@@ -25,15 +25,18 @@ from vlm_jax.data.registry import open_source
 from vlm_jax.data.templates import template
 from vlm_jax.models.model import abstract_params, init_params
 from vlm_jax.evaluate import check_task, evaluate
+from vlm_jax.objectives.registry import make_objective
 from vlm_jax.pretrained import processor_for
 from vlm_jax.reports.report import write_report
 from vlm_jax.training.loop import Run, run_stage
 from vlm_jax.training.metrics import MetricsLog
+from vlm_jax.training.optimizer import trainable_paths
 from vlm_jax.training.rules import flatten
-from vlm_jax.training.sharding import make_mesh
+from vlm_jax.training.sharding import check_batch, make_mesh, state_shardings
 from vlm_jax.training.state import sharded
 from vlm_jax.weights.checkpoints import Checkpoints
 from vlm_jax.weights.files import read_json, write_atomically
+from vlm_jax.weights.init_from import check as check_init
 
 TOKENIZER_RECORDS = 2000  # what a run's own tokenizer is trained on
 
@@ -51,6 +54,8 @@ def train(values: dict[str, Any], workdir: epath.Path) -> None:
     config = configs.resolve(values)
     for task in config.evals.tasks:
         check_task(task)
+    if not (workdir / "summary.json").exists():
+        check(config)
     with claimed(workdir, values):
         if (workdir / "summary.json").exists():
             print(f"{workdir} is finished; nothing to do.", file=sys.stderr)
@@ -61,16 +66,37 @@ def train(values: dict[str, Any], workdir: epath.Path) -> None:
         finish(config, workdir, params)
 
 
+def check(config: configs.RunConfig) -> None:
+    """Raises for what a late stage would only stumble over once the stages before it are trained."""
+    if not config.run:
+        raise ValueError("config.run names no stage; give one or several.")
+    mesh, params = make_mesh(config.mesh), abstract_params(config.model)
+    state_shardings(params, mesh)
+    for stage in (config.stages[name] for name in config.run):
+        check_batch(stage.data.batch, mesh)
+        trainable_paths(stage.trainable, list(flatten(params)))
+        make_objective(stage.objective, config.model)
+        open_source(stage.data.source)
+        taken = check_init(params, stage.init_from) if stage.init_from else []
+        if {"text", "decoder"} & set(taken) and not config.processor.tokenizer:
+            raise ValueError(f"init_from '{stage.init_from}' brings weights that read the tokens of another run; set "
+                             f"config.processor.tokenizer to that run's workdir.")
+    if config.evals.tasks and config.evals.source is None:
+        raise ValueError("config.evals.tasks need data; set config.evals.source.")
+
+
 @contextlib.contextmanager
 def claimed(workdir: epath.Path, values: dict[str, Any]) -> Iterator[None]:
     """Makes the workdir this run's: its config.json must be the same, and no other process may be in it.
 
     The lock is the kernel's, on an open file: a killed process leaves nothing that blocks.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"The workdir {workdir} is a file; give another --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if isinstance(workdir, epath.Path) and "://" not in str(workdir):
-            lock = stack.enter_context((workdir / ".lock").open("w"))
+            lock = stack.enter_context((workdir / ".lock").open("a"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -15,7 +15,8 @@ TEMPLATE = """{% for m in messages %}{{ m.role | upper }}: {% if m.content is st
 {%- for c in m.content %}{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}
 {{- eos_token if m.role == 'assistant' else ' ' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
-CROP = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+CROP = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8},
+        "crop_size": {"height": 8, "width": 8}}
 RNG = np.random.default_rng(0)
 
 
@@ -57,7 +58,9 @@ def llava(tmp_path):
 
 
 def ask(*parts):
-    return [{"role": "user", "content": [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]}]
+    """One user turn; None stands for an image."""
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    return [{"role": "user", "content": content}]
 
 
 def test_messages_become_the_rows_that_forward_takes(llava):
@@ -72,7 +75,8 @@ def test_messages_become_the_rows_that_forward_takes(llava):
     assert out["input_ids"].tolist() == [[3] * pad + first, second]
     assert out["attention_mask"].tolist() == [[0] * pad + [1] * len(first), [1] * len(second)]
     assert out["pixel_values"].shape == (3, 3, 8, 8) and out["pixel_values"].dtype == np.float32
-    same = p(text=["USER: <image>a ASSISTANT:", "USER: b<image>c<image> ASSISTANT:"], images=images, padding_side="right")
+    prompts = ["USER: <image>a ASSISTANT:", "USER: b<image>c<image> ASSISTANT:"]
+    same = p(text=prompts, images=images, padding_side="right")
     assert same["input_ids"].tolist() == [first + [3] * pad, second]
 
 
@@ -164,7 +168,7 @@ def test_sentencepiece_bpe_merges_best_score_first(tmp_path):
     assert p.decode([1, *p.tokenize("abc"), 2]) == "abc"
     write(tmp_path, tokenizer_config={"bos_token": "<s>", "tokenizer_class": "LlamaTokenizer"},
           added_tokens={"<image>": len(pieces)})
-    p = hf_processor.load(tmp_path)  # with a config it is transformers' class, which begins texts and knows added tokens
+    p = hf_processor.load(tmp_path)  # with a config it is transformers' class: begins texts, knows added tokens
     assert p.tokenize("abc") == [1, n + 2, n + 3, n] and p.tokenize("<image>") == [1, len(pieces)]
 
 
@@ -194,7 +198,8 @@ def fit(image, **config):
     return hf_images.from_config(config).fit(image)
 
 
-@pytest.mark.parametrize("height, width, scaled", [(17, 40, (8, 18)), (40, 17, (18, 8)), (8, 9, (8, 9)), (3, 2, (12, 8))])
+@pytest.mark.parametrize("height, width, scaled", [
+    (17, 40, (8, 18)), (40, 17, (18, 8)), (8, 9, (8, 9)), (3, 2, (12, 8))])
 def test_clip_scales_the_shorter_side_and_cuts_the_middle(height, width, scaled):
     image = picture(height, width)
     whole = np.asarray(image.resize(scaled[::-1], Image.Resampling.BICUBIC))

@@ -40,15 +40,15 @@ def test_vicuna_v1():
 
 
 def test_plain_says_the_image_and_the_caption_only():
-    assert written("plain", ONE) == "<s><image>A cat.\n"
-    assert written("plain", TWO) == "<s><image>A cat.\nRed.\n"
+    assert written("plain", ONE) == "<s><image>A cat.</s>"
+    assert written("plain", TWO) == "<s><image>A cat.</s>Red.</s>"
 
 
 def test_a_system_message_takes_the_place_of_the_default():
     conversation = talk("Hi", "Hello", system="Be brief.")
     assert written("llava", conversation) == "<s>Be brief. USER: Hi ASSISTANT: Hello</s>"
     assert written("vicuna_v1", conversation) == "<s>Be brief. USER: Hi ASSISTANT: Hello</s>"
-    assert written("plain", conversation) == "<s>Hello\n"
+    assert written("plain", conversation) == "<s>Hello</s>"
 
 
 # The pieces, and which of them are learnt.
@@ -60,13 +60,14 @@ def test_pieces_of_one_turn():
         Piece("\nWhat is it? ASSISTANT:"), Piece(" A cat.", loss=True),
         Piece("</s>", special=True, loss=True)]
     assert render(TEMPLATES["plain"], ONE) == [
-        Piece("<s>", special=True), Piece("<image>", special=True), Piece("A cat.\n", loss=True)]
+        Piece("<s>", special=True), Piece("<image>", special=True), Piece("A cat.", loss=True),
+        Piece("</s>", special=True, loss=True)]
 
 
 @pytest.mark.parametrize("name, expected", [
     ("llava", [" A cat.", "</s>", " Red.", "</s>"]),
     ("vicuna_v1", [" A cat.", "</s>", " Red.", "</s>"]),
-    ("plain", ["A cat.\n", "Red.\n"])])
+    ("plain", ["A cat.", "</s>", "Red.", "</s>"])])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_answers_and_their_ends_are_learnt_and_nothing_else(name, expected, layout):
     assert learnt(name, TWO, layout) == expected
@@ -91,8 +92,8 @@ def test_layouts():
     assert written("llava", ONE, "delimited") == (
         "<s>USER: <image_start><image><image_end>\nWhat is it? ASSISTANT: A cat.</s>")
     assert written("llava", ONE, "front") == "<s><image>USER: What is it? ASSISTANT: A cat.</s>"
-    assert written("plain", ONE, "front") == "<s><image>A cat.\n"
-    assert written("plain", ONE, "delimited") == "<s><image_start><image><image_end>A cat.\n"
+    assert written("plain", ONE, "front") == "<s><image>A cat.</s>"
+    assert written("plain", ONE, "delimited") == "<s><image_start><image><image_end>A cat.</s>"
 
 
 def test_two_images_in_the_middle_of_words_and_in_different_turns():
@@ -101,7 +102,7 @@ def test_two_images_in_the_middle_of_words_and_in_different_turns():
         "<s>USER: Left <image> or right <image>? ASSISTANT: Left.</s>USER: And <image>? ASSISTANT: No.</s>")
     assert written("llava", conversation, "front") == (
         "<s><image><image><image>USER: Left  or right ? ASSISTANT: Left.</s>USER: And ? ASSISTANT: No.</s>")
-    assert written("plain", conversation) == "<s><image><image>Left.\n<image>No.\n"
+    assert written("plain", conversation) == "<s><image><image>Left.</s><image>No.</s>"
     delimited = render(TEMPLATES["llava"], conversation, "delimited")
     image = ["<image_start>", "<image>", "<image_end>"]
     assert [p.text for p in delimited if p.special] == ["<s>", *image, *image, "</s>", *image, "</s>"]

@@ -44,14 +44,6 @@ def stage(steps=6, rules=RULES, batch=4, **options):
 TWO = {"a": stage(6), "b": stage(4, (("offset/.*", 1e-2), (".*", None)))}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Code that runs slower and is there in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Stopped(Exception):
     """Stands in for whatever ends a process."""
 

@@ -32,14 +32,6 @@ LOWERED = 2**9  # values; the tiny model has no leaf as large as SMALLEST_SHARDE
 MESHES = [dict(data=8), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Code that runs slower and is there in half the time; the partitioning is the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def small_leaves_too(monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", LOWERED)

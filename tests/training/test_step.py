@@ -26,14 +26,6 @@ X = np.linspace(-1, 1, 16, dtype=np.float32)
 LINE = {"x": X, "y": 3 * X + 1}  # what `Line` has to find
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Code that runs slower and is there in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Line:
     """y = slope * x + offset. Reports the size of the slope and a random number, and trains on neither."""
 

@@ -19,8 +19,11 @@ from vlm_jax.weights.huggingface.table import export_params
 
 SIZES = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, rms_norm_eps=1e-5, max_position_embeddings=64)
-NAMES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+NAMES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+         "qwen3": "Qwen3ForCausalLM"}
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=16)
+LINEAR = dict(rope_type="linear", factor=2.0)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
 VISION = dict(model_type="clip_vision_model", hidden_size=12, intermediate_size=20, num_hidden_layers=2,
               num_attention_heads=3, image_size=8, patch_size=4)
@@ -111,8 +114,9 @@ IDS = np.random.default_rng(1).integers(0, 40, 12)
 
 @pytest.mark.parametrize("kind, options, windows, scaling", [
     ("llama", dict(), None, None),
-    ("llama", dict(attention_bias=True, mlp_bias=True, head_dim=6, rope_theta=500.0, rope_scaling=LLAMA3), None, LLAMA3),
-    ("llama", dict(rope_scaling=dict(type="linear", factor=2.0), num_key_value_heads=4), None, dict(rope_type="linear", factor=2.0)),
+    ("llama", dict(attention_bias=True, mlp_bias=True, head_dim=6, rope_theta=500.0, rope_scaling=LLAMA3),
+     None, LLAMA3),
+    ("llama", dict(rope_scaling=dict(type="linear", factor=2.0), num_key_value_heads=4), None, LINEAR),
     ("mistral", dict(sliding_window=3), [3, 3, 3], None),
     ("mistral", dict(sliding_window=None, tie_word_embeddings=True), None, None),
     ("qwen2", dict(use_sliding_window=True, sliding_window=3, max_window_layers=1), [None, 3, 3], None),
@@ -178,9 +182,10 @@ def llava(**options):
 
 
 def original(name):  # the names of LLaVA's own code
-    for here, there in (("multi_modal_projector.linear_1", "model.mm_projector.0"), ("vision_tower", "model.vision_tower.vision_tower"),
-                        ("multi_modal_projector.linear_2", "model.mm_projector.2"), ("language_model.lm_head", "lm_head"),
-                        ("language_model.model", "model")):
+    for here, there in (("multi_modal_projector.linear_1", "model.mm_projector.0"),
+                        ("multi_modal_projector.linear_2", "model.mm_projector.2"),
+                        ("vision_tower", "model.vision_tower.vision_tower"),
+                        ("language_model.lm_head", "lm_head"), ("language_model.model", "model")):
         if name.startswith(here):
             return there + name.removeprefix(here)
     raise AssertionError(name)
@@ -270,9 +275,11 @@ def test_a_llava_that_we_do_not_have_is_refused(options, sentence):
 def test_full_size_presets_count_as_published():
     """LLaVA 1.5 7B and Llama 3 8B, from what their hub config.json leave unsaid."""
     count = lambda hf: sum(leaf.size for leaf in jax.tree.leaves(abstract_params(family_of(hf).config(hf))))
-    seven = {"architectures": ["LlavaForConditionalGeneration"], "text_config": {"model_type": "llama", "vocab_size": 32064}}
+    seven = {"architectures": ["LlavaForConditionalGeneration"],
+             "text_config": {"model_type": "llama", "vocab_size": 32064}}
     assert count(seven) == 7_063_427_072
-    eight = {"architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8}
+    eight = {"architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "intermediate_size": 14336,
+             "num_key_value_heads": 8}
     assert count(eight) == 8_030_261_248
 
 
@@ -283,10 +290,10 @@ def test_what_was_read_is_written_byte_for_byte(tmp_path, eyes):
     hf, tensors, _ = eyes
     for name, kind in (("f32", "float32"), ("bf16", "bfloat16")):
         source = write(tmp_path / name, {**hf, "torch_dtype": kind}, {k: v.astype(kind) for k, v in tensors.items()})
-        (source / "tokenizer.json").write_text("{}")
+        (source / "generation_config.json").write_text("{}")
         vlm_jax.save_pretrained(vlm_jax.load_pretrained(source, dtype=None), tmp_path / f"{name}-again")
         again = tmp_path / f"{name}-again"
-        for file in ("config.json", "tokenizer.json"):
+        for file in ("config.json", "generation_config.json"):
             assert json.loads((again / file).read_text()) == json.loads((source / file).read_text())
         old, new = (load_file(folder / "model.safetensors") for folder in (source, again))
         assert old.keys() == new.keys() and all(old[k].tobytes() == new[k].tobytes() for k in old)

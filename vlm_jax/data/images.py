@@ -111,7 +111,8 @@ class ImageProcessor:
     rescale: float = 1 / 255
 
     def __post_init__(self):
-        size = tuple(self.size) if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+        size = tuple(self.size) if isinstance(self.size, (tuple, list)) else (self.size,)
+        size = size * 2 if len(size) == 1 else size  # the command line makes (96,) of 96
         if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
             raise ValueError(f"image size must be one or two positive integers, not {self.size!r}")
         if self.resize not in _RESIZES:

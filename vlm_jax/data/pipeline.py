@@ -49,6 +49,10 @@ class DataConfig:
     batch: int
     format: PairsConfig | RowsConfig
 
+    def __post_init__(self):
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; it must be 1 or more.")
+
 
 def example(record: Record, processor: Processor, config: PairsConfig | RowsConfig,
             rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -74,10 +78,7 @@ def stage_seed(seed: int, stage: str) -> int:
 
 def dataset(config: DataConfig, processor: Processor, seed: int) -> grain.MapDataset:
     """The endless data set of batches: element k is the batch of step k, whoever reads it and whenever."""
-    source = open_source(config.source)
-    if len(source) == 0:
-        raise ValueError(f"The source {config.source} has no examples; check its path and split.")
-    return (grain.MapDataset.source(source).seed(seed).shuffle().repeat(reseed_each_epoch=True)
+    return (grain.MapDataset.source(open_source(config.source)).seed(seed).shuffle().repeat(reseed_each_epoch=True)
             .random_map(lambda record, rng: example(record, processor, config.format, rng))
             .batch(config.batch))
 

@@ -43,6 +43,7 @@ class Processor:
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer, vision, context: int | None = None,
                  vocab_size: int = 0):
         self.config, self.tokenizer, self.context = config, tokenizer, context
+        self._warned: set[int] = set()
         self.template = template(config.template)
         self.tokens_per_image = num_visual_tokens(vision, vision.image_size, vision.image_size)
         self.pad_id, self.bos_id, self.eos_id = (tokenizer.special[t] for t in (PAD, BOS, EOS))
@@ -81,18 +82,22 @@ class Processor:
         `slots` 0 makes a text-only row: the marks are taken out. `loss` "all" teaches every token but the first.
         """
         name = record.name
+        if not record.conversations:
+            raise ValueError(f"{name}: it has no conversation; give its source a prompt or a conversation to learn.")
         conversations = [self._checked(c, record, slots, name) for c in record.conversations]
         tokens = [self.conversation(c, name) for c in conversations]
         if loss == "all":
             tokens = [dataclasses.replace(t, loss=(t.image_index < 0).astype(np.int32)) for t in tokens]
         kept = fit(tokens, length, name)
-        if sum(map(len, kept)) < sum(map(len, tokens)):
+        if sum(map(len, kept)) < sum(map(len, tokens)) and length not in self._warned:
+            self._warned.add(length)  # once: a warning that names its record would else come with each of them
             warnings.warn(f"Some conversations do not fit into rows of {length} tokens and are cut or left out "
                           f"(first: {name}); raise the stage's data.format.length.", stacklevel=2)
         row = build_row(kept, length)
         if slots:
             row["images"] = np.zeros((slots, *self.config.image.size, 3), np.float32)
-            row["images"][: len(record.images)] = self.images(record.images)
+            if record.images:
+                row["images"][: len(record.images)] = self.images(record.images)
         return row
 
     def _checked(self, conversation: Conversation, record: Record, slots: int, name: str) -> Conversation:

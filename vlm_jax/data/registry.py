@@ -12,4 +12,8 @@ SOURCES = {SceneConfig: SceneSource, CaptionFolderConfig: CaptionFolderSource, L
 
 
 def open_source(config: SourceConfig) -> Source:
-    return SOURCES[type(config)](config)
+    """The source a config describes; raises where it has no examples."""
+    source = SOURCES[type(config)](config)
+    if len(source) == 0:
+        raise ValueError(f"The source {config} has no examples; check its path and split.")
+    return source

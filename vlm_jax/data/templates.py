@@ -43,8 +43,9 @@ class ChatTemplate:
 _VICUNA = ChatTemplate(user="USER: {text} ", open="ASSISTANT:", answer=" {text}", system="{text} ")
 
 TEMPLATES = {
-    # LLaVA's first stage: the image, then its caption; what the user says is discarded.
-    "plain": ChatTemplate(user="{text}", open="", answer="{text}", end=Piece("\n", loss=True), user_text=False),
+    # LLaVA's first stage: the image, then its caption; what the user says is discarded. Theirs ends with a newline and
+    # never stops generating; ours ends as every answer does.
+    "plain": ChatTemplate(user="{text}", open="", answer="{text}", user_text=False),
     # Hugging Face's template of LLaVA 1.5.
     "llava": _VICUNA,
     # The original template of Vicuna and LLaVA 1.5, with its system sentence.
@@ -95,7 +96,7 @@ def _user(chat: ChatTemplate, text: str, layout: str) -> Iterator[Piece]:
     parts = text.split(IMAGE_MARK)
     for i, part in enumerate(parts):
         if i and layout == "front":
-            part = part.removeprefix("\n") if not parts[i - 1] else part  # the line that only held the image
+            part = part.removeprefix("\n") if parts[i - 1][-1:] in ("", "\n") else part  # it held nothing but the image
         elif i and layout == "delimited":
             yield from (Piece(token, special=True) for token in (IMAGE_START, IMAGE, IMAGE_END))
         elif i:

@@ -74,14 +74,14 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], ids: TokenIds
         positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)
     positions = np.asarray(positions)
     if not tokens.ndim == 2 or not real.shape == positions.shape == tokens.shape:
-        raise ValueError(f"input_ids {tokens.shape}, attention_mask {real.shape} and position_ids {positions.shape} must "
-                         f"all be [batch, tokens].")
+        raise ValueError(f"input_ids {tokens.shape}, attention_mask {real.shape} and position_ids {positions.shape} "
+                         f"must all be [batch, tokens].")
     if tokens.size and not 0 <= tokens[real].min(initial=0) <= tokens[real].max(initial=0) < config.decoder.vocab_size:
-        raise ValueError(f"input_ids must be 0 to {config.decoder.vocab_size - 1}; tokenize with this model's tokenizer.")
+        raise ValueError(f"input_ids must be 0 to {config.decoder.vocab_size - 1}; tokenize with the model's tokenizer.")
     is_image = real & (tokens == ids.image) if config.vision is not None and ids.image is not None else real & False
     index = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1)
-    prompt = {"tokens": np.where(real, tokens, 0), "segment_ids": np.where(real, 0, PADDING), "positions": np.where(real, positions, 0),
-              "image_index": index}
+    prompt = {"tokens": np.where(real, tokens, 0), "segment_ids": np.where(real, 0, PADDING),
+              "positions": np.where(real, positions, 0), "image_index": index}
     prompt = {name: value.astype(np.int32) for name, value in prompt.items()}
     return prompt, _slots(config, prompt["image_index"], inputs.get("pixel_values"))
 

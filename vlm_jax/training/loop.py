@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from typing import Any, Iterator
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vlm_jax.data.pipeline import Batch, DataConfig, batches, stage_seed
@@ -39,6 +41,10 @@ class StageConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     init_from: str = ""
 
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; a stage takes 0 or more.")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
@@ -46,6 +52,10 @@ class LoopConfig:
 
     log_every: int = 20
     checkpoint_every: int = 250
+
+    def __post_init__(self):
+        if min(self.log_every, self.checkpoint_every) < 1:
+            raise ValueError(f"log_every is {self.log_every}, checkpoint_every {self.checkpoint_every}; use 1 or more.")
 
 
 @dataclasses.dataclass
@@ -100,7 +110,7 @@ def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: i
         state, metrics = step_fn(state, batch)
         last = step == stage.steps
         if last or step == 1 or step % run.config.log_every == 0:
-            values = {key: float(value) for key, value in metrics.items()}
+            values = {key: float(value) if np.isfinite(value) else None for key, value in metrics.items()}  # JSON
             shown = float(schedule(stage.optimizer, stage.steps, step - 1)) * rate
             record = {"stage": name, "step": step, **values, "learning_rate": shown, **clock.lap()}
             run.log.write(record)
@@ -146,7 +156,7 @@ def announce(name: str, stage: StageConfig, state: TrainState, paths: list[str])
 
 def progress(record: dict[str, Any], steps: int) -> None:
     """The progress line: rewritten in place on a terminal, one line a log step elsewhere."""
-    line = f"{record['stage']} {record['step']}/{steps}  loss {record['loss']:.4f}  "
+    line = f"{record['stage']} {record['step']}/{steps}  loss {record['loss'] or math.nan:.4f}  "
     if record["step"] == 1:
         line += f"compiled in {record['step_s']:.0f} s"
     else:

@@ -27,6 +27,11 @@ def match(rules: Rules, paths: Sequence[str]) -> dict[str, Value]:
     Raises where a path has no rule, and where a rule matches no path at all (most likely a typing mistake), except a
     final catch-all.
     """
+    for pattern, _ in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"The rule '{pattern}' is no regular expression ({error}).") from error
     values, used = {}, set()
     for path in paths:
         for i, (pattern, value) in enumerate(rules):

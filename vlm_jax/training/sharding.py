@@ -32,7 +32,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     if sizes.count(-1) > 1:
         raise ValueError("Only one mesh axis may be -1.")
     known = math.prod(size for size in sizes if size != -1)
-    if len(devices) % known or (-1 not in sizes and known != len(devices)):
+    if known < 1 or min(sizes) < -1 or len(devices) % known or (-1 not in sizes and known != len(devices)):
         raise ValueError(f"The mesh {dict(zip(AXES, sizes))} does not fit {len(devices)} devices; change config.mesh.")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -39,7 +39,7 @@ def train_step(
     (loss, values), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     params = unflatten({**flat, **optax.apply_updates(trainable, updates)})
-    metrics = {"loss": loss, **values, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, **values, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

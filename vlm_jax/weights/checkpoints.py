@@ -21,8 +21,8 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike, keep: int = 2, read_only: bool = False):
         self.path = epath.Path(workdir) / FOLDER
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.LatestN(keep), enable_async_checkpointing=True, read_only=read_only,
-            cleanup_tmp_directories=not read_only)  # a reader must not sweep away what a running training is writing
+            preservation_policy=policies.LatestN(keep), enable_async_checkpointing=True, cleanup_tmp_directories=True,
+            read_only=read_only)  # a reader must not sweep away what a running training is writing
         handlers = {"params": ocp.StandardCheckpointHandler(), "opt_state": ocp.StandardCheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.path.resolve(), options=options, item_handlers=handlers)

@@ -15,22 +15,35 @@ def load_into(params: Any, init_from: str) -> Any:
     Strict: a named subtree must be on both sides, with the same leaves and shapes; the error lists what differs.
     Values land with the shardings of the leaves they replace.
     """
-    workdir, names = _split(init_from)
-    checkpoints, number = open_existing(workdir)
+    checkpoints, number = open_existing(_split(init_from)[0])
     with checkpoints:
         saved = checkpoints.shapes(number)
-        names = names or sorted(set(saved) & set(params))
-        unknown = [name for name in names if name not in saved or name not in params]
-        if unknown or not names:
-            raise ValueError(f"init_from '{init_from}': {', '.join(unknown) or 'nothing'} is not in both trees; "
-                             f"{workdir} has {', '.join(sorted(saved))}, this model {', '.join(sorted(params))}.")
-        for name in names:
-            _compare(name, saved[name], params[name], init_from)
+        names = _agreed(saved, params, init_from)
         wanted = {**saved, **{name: params[name] for name in names}}
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf)), wanted)
         loaded = checkpoints.params(number, abstract)
     return {**params, **{name: loaded[name] for name in names}}
+
+
+def check(params: Any, init_from: str) -> list[str]:
+    """The subtrees `load_into` would replace; raises what it would, without reading any values."""
+    checkpoints, number = open_existing(_split(init_from)[0])
+    with checkpoints:
+        return _agreed(checkpoints.shapes(number), params, init_from)
+
+
+def _agreed(saved: Any, params: Any, init_from: str) -> list[str]:
+    """The subtrees to take, after a look at whether both sides have them alike."""
+    workdir, names = _split(init_from)
+    names = names or sorted(set(saved) & set(params))
+    unknown = [name for name in names if name not in saved or name not in params]
+    if unknown or not names:
+        raise ValueError(f"init_from '{init_from}': {', '.join(unknown) or 'nothing'} is not in both trees; "
+                         f"{workdir} has {', '.join(sorted(saved))}, this model {', '.join(sorted(params))}.")
+    for name in names:
+        _compare(name, saved[name], params[name], init_from)
+    return names
 
 
 def _split(init_from: str) -> tuple[str, list[str]]:

@@ -71,7 +71,9 @@ def norm(ours: str, theirs: str, bias: bool = True) -> list[Weight]:
     return [Weight(f"{ours}/scale", f"{theirs}.weight")] + [Weight(f"{ours}/bias", f"{theirs}.bias")] * bias
 
 
-def import_params(table: Sequence[Weight], reader: Reader, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def import_params(
+    table: Sequence[Weight], reader: Reader, abstract: dict[str, jax.ShapeDtypeStruct],
+) -> dict[str, jax.Array]:
     """Flat {path: array} of our parameters, read tensor by tensor and put where `abstract` says.
 
     Strict: every row must be in the files with the right shape, and every tensor of the files must be used; the error

@@ -30,7 +30,7 @@ STRETCH = {  # of each type of rotary positions, their name of what stretches th
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """`defaults` holds every key that the configuration class knows, `fixed` what TransformerConfig says in any case."""
+    """`defaults` holds every key that the configuration class knows, `fixed` options that no key changes."""
 
     model_type: str
     defaults: Mapping[str, Any]
@@ -50,7 +50,8 @@ class Language:
             norm="rms", norm_eps=hf["rms_norm_eps"], activation=activation(hf["hidden_act"]), gated_mlp=True,
             attention_bias=hf.get("attention_bias", False), mlp_bias=hf.get("mlp_bias", False),
             rope_theta=theta, rope_scaling=scaling, window=window(hf))
-        return DecoderConfig(hf["vocab_size"], TransformerConfig(**{**options, **self.fixed}), hf["tie_word_embeddings"])
+        blocks = TransformerConfig(**{**options, **self.fixed})
+        return DecoderConfig(hf["vocab_size"], blocks, hf["tie_word_embeddings"])
 
     def hf_config(self, config: DecoderConfig) -> HfConfig:
         """The keys of config.json that say `config`; raises ValueError where this family has no words for it."""
@@ -109,7 +110,7 @@ def window(hf: HfConfig) -> int | tuple[int | None, ...] | None:
         raise ValueError(f"config.json has layers of type {', '.join(unknown)}; known are full_attention and "
                          f"sliding_attention.")
     if len(types) != hf["num_hidden_layers"] or ("sliding_attention" in types and not size):
-        raise ValueError("config.json contradicts itself: layer_types, num_hidden_layers and sliding_window do not fit.")
+        raise ValueError("config.json contradicts itself in layer_types, num_hidden_layers and sliding_window.")
     windows = tuple(size if kind == "sliding_attention" else None for kind in types)
     return windows[0] if len(set(windows)) == 1 else windows
 
@@ -124,8 +125,9 @@ def _hf_window(t: TransformerConfig) -> HfConfig:
 def _canonical(config: DecoderConfig) -> DecoderConfig:
     """With every default of TransformerConfig written out, so that equal models compare equal."""
     t = config.transformer
-    t = dataclasses.replace(t, kv_heads=t.groups, head_dim=t.dim, window=tuple(t.of_layer(i).window for i in range(t.layers)),
-                            out_bias=t.attention_bias if t.out_bias is None else t.out_bias)
+    t = dataclasses.replace(
+        t, kv_heads=t.groups, head_dim=t.dim, out_bias=t.attention_bias if t.out_bias is None else t.out_bias,
+        window=tuple(t.of_layer(i).window for i in range(t.layers)))
     return dataclasses.replace(config, transformer=t)
 
 

@@ -65,12 +65,12 @@ def hf_config(config: ModelConfig) -> HfConfig:
         raise ValueError("LlavaForConditionalGeneration has eyes with a class token and an 'mlp' connector; this model "
                          "has others.")
     rows, columns = config.vision.grid
-    hf = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", **SUPPORTED,
-          "projector_hidden_act": hf_activation(config.connector.activation),
-          "vision_feature_layer": config.vision.feature_layer, "image_seq_length": rows * columns,
-          "tie_word_embeddings": config.decoder.tie_embeddings, "vision_config": clip.vision_hf_config(config.vision),
-          "text_config": llama.LANGUAGE.hf_config(config.decoder)}
-    return hf
+    return {
+        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", **SUPPORTED,
+        "projector_hidden_act": hf_activation(config.connector.activation),
+        "vision_feature_layer": config.vision.feature_layer, "image_seq_length": rows * columns,
+        "tie_word_embeddings": config.decoder.tie_embeddings, "vision_config": clip.vision_hf_config(config.vision),
+        "text_config": llama.LANGUAGE.hf_config(config.decoder)}
 
 
 def table(config: ModelConfig) -> list[Weight]:
