@@ -1,4 +1,4 @@
-"""Visual instruction tuning on your own LLaVA-style JSON (`image`, `conversations`, `<image>`), on top of a trained run.
+"""Instruction tuning on your own LLaVA-style JSON (`image`, `conversations`, `<image>`), on top of a trained run.
 
     python -m vlm_jax.train --config configs/llava_json.py:data.json --workdir runs/mine \
         --config.stages.align.init_from=runs/quickstart --config.processor.tokenizer=runs/quickstart

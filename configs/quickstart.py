@@ -7,7 +7,7 @@ Expected result: the table in README.md.
 
 import ml_collections
 
-VOCABULARY, END = 512, 2
+VOCABULARY, END = 384, 2
 
 NOTES = (
     "Digits are 16 or 32 pixels and snap to the 16-pixel patch grid: a patch never shows parts of two digits.",

@@ -28,6 +28,7 @@ from vlm_jax.evaluate import check_task, evaluate
 from vlm_jax.objectives.registry import make_objective
 from vlm_jax.pretrained import processor_for
 from vlm_jax.reports.report import write_report
+from vlm_jax.training.host import keep_freed_pages
 from vlm_jax.training.loop import Run, run_stage
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import trainable_paths
@@ -61,6 +62,8 @@ def train(values: dict[str, Any], workdir: epath.Path) -> None:
             print(f"{workdir} is finished; nothing to do.", file=sys.stderr)
             return
         mesh = make_mesh(config.mesh)
+        if jax.default_backend() == "cpu":
+            keep_freed_pages()
         with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
             params = run_stages(config, workdir, mesh, checkpoints)
         finish(config, workdir, params)
@@ -95,7 +98,7 @@ def claimed(workdir: epath.Path, values: dict[str, Any]) -> Iterator[None]:
         raise ValueError(f"The workdir {workdir} is a file; give another --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if isinstance(workdir, epath.Path) and "://" not in str(workdir):
+        if "://" not in str(workdir):  # a bucket has no locks
             lock = stack.enter_context((workdir / ".lock").open("a"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +127,9 @@ def first_difference(old: Any, new: Any, where: str) -> str:
     return "" if old == new else f"{where} was {old!r}, now {new!r}"
 
 
-def run_stages(config: configs.RunConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, checkpoints: Checkpoints) -> Any:
+def run_stages(
+    config: configs.RunConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, checkpoints: Checkpoints
+) -> Any:
     """All stages in order, from the newest checkpoint on; returns the final parameters."""
     number = checkpoints.latest()
     meta = checkpoints.meta(number) if number is not None else {"stage": config.run[0], "step": 0}

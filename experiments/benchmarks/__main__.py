@@ -10,8 +10,11 @@ import argparse
 import json
 import sys
 
+import jax
+
 from experiments.benchmarks import layers, stages
 from vlm_jax import cli
+from vlm_jax.training.host import keep_freed_pages
 
 ROWS = {**layers.ROWS, **stages.ROWS}
 
@@ -25,6 +28,8 @@ def main() -> None:
     names = [name for name in ROWS if not args.only or name.startswith(tuple(args.only))]
     if not names:
         parser.error(f"no row starts with {' or '.join(args.only)}; there are {', '.join(ROWS)}")
+    if jax.default_backend() == "cpu":
+        keep_freed_pages()  # as training does
     rows = {}
     for name in names:
         rows[name] = ROWS[name]()

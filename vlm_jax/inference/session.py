@@ -1,4 +1,4 @@
-"""A conversation about one image (or several): the image is encoded once, and every turn goes on from the same cache."""
+"""A conversation about an image, or several: encoded once, and every turn goes on from the same cache."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         self.blocks = declare_blocks(self, t)
         self.norm_post = Norm(t.norm, t.norm_eps)
         if not c.tie_embeddings:
-            self.lm_head = Linear(c.vocab_size, use_bias=False, std=0.02)  # small: the loss starts near ln(vocab)
+            self.lm_head = Linear(c.vocab_size, use_bias=False)
 
     def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         return self.embedding[tokens]

@@ -5,7 +5,8 @@
 
 Sums and weights run over the whole (global) batch and the division is taken once, after every device and every
 microbatch has added its part, so sharding does not change the answer, nor does accumulation where examples do not
-meet (contrastive ones do: they are each other's negatives). Weights depend on the batch alone. Names that are not in `terms` are reported and not trained on.
+meet (contrastive ones do: they are each other's negatives). Weights depend on the batch alone. Names that are not in
+`terms` are reported and not trained on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules on parameter paths: a list of (regex, value), where the first match wins and every parameter must be covered."""
+"""Rules on parameter paths: (regex, value) pairs; the first match wins and every parameter must be covered."""
 
 from __future__ import annotations
 
@@ -32,20 +32,15 @@ def match(rules: Rules, paths: Sequence[str]) -> dict[str, Value]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"The rule '{pattern}' is no regular expression ({error}).") from error
-    values, used = {}, set()
+        if pattern != ".*" and not any(re.fullmatch(pattern, path) for path in paths):
+            tops = sorted({path.split("/")[0] for path in paths})
+            raise ValueError(f"The rule '{pattern}' matches no parameter; the tree has {', '.join(tops)}.")
+    values = {}
     for path in paths:
-        for i, (pattern, value) in enumerate(rules):
+        for pattern, value in rules:
             if re.fullmatch(pattern, path):
                 values[path] = value
-                used.add(i)
                 break
         else:
             raise ValueError(f"No rule covers the parameter '{path}'; add one, or end the rules with ('.*', None).")
-    for i, (pattern, _) in enumerate(rules):
-        if i not in used and not any(re.fullmatch(pattern, path) for path in paths) and pattern != ".*":
-            raise ValueError(f"The rule '{pattern}' matches no parameter; the tree has {_tops(paths)}.")
     return values
-
-
-def _tops(paths: Sequence[str]) -> str:
-    return ", ".join(sorted({path.split("/")[0] for path in paths}))
