@@ -10,11 +10,9 @@ import argparse
 import json
 import sys
 
-import jax
-
 from experiments.benchmarks import layers, stages
 from vlm_jax import cli
-from vlm_jax.training.host import keep_freed_pages
+from vlm_jax.training.host import host_is_device, keep_freed_pages
 
 ROWS = {**layers.ROWS, **stages.ROWS}
 
@@ -28,7 +26,7 @@ def main() -> None:
     names = [name for name in ROWS if not args.only or name.startswith(tuple(args.only))]
     if not names:
         parser.error(f"no row starts with {' or '.join(args.only)}; there are {', '.join(ROWS)}")
-    if jax.default_backend() == "cpu":
+    if host_is_device():
         keep_freed_pages()  # as training does
     rows = {}
     for name in names:
