@@ -49,7 +49,7 @@ def stages():
                       format=dict(kind="pairs", regions=3)),
             objective=dict(kind="contrastive_regions", weight=1.0, contrastive=dict(positives="same_text")),
             trainable=[("(vision|text|vision_projection|text_projection)/.*|logit_scale", 2e-3), (".*", None)],
-            steps=1000),
+            steps=900),
         language=dict(
             data=dict(batch=32, source=scenes(), format=dict(rows, length=144, image_slots=0, loss="all")),
             objective=dict(kind="next_token"),
@@ -64,7 +64,7 @@ def stages():
             data=dict(batch=32, source=scenes(), format=rows),
             objective=dict(kind="next_token"),
             trainable=[("(connector|decoder)/.*", 2e-3), (".*", None)],
-            steps=1500),
+            steps=1250),
     )
 
 

@@ -28,7 +28,6 @@ from vlm_jax.evaluate import check_task, evaluate
 from vlm_jax.objectives.registry import make_objective
 from vlm_jax.pretrained import processor_for
 from vlm_jax.reports.report import write_report
-from vlm_jax.training.host import host_is_device, keep_freed_pages
 from vlm_jax.training.loop import Run, run_stage
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import trainable_paths
@@ -43,8 +42,6 @@ TOKENIZER_RECORDS = 2000  # what a run's own tokenizer is trained on
 
 
 def main() -> None:
-    if host_is_device():
-        keep_freed_pages()
     parser = argparse.ArgumentParser(prog="python -m vlm_jax.train", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="a Python file with get_config()")
     parser.add_argument("--workdir", required=True, help="where checkpoints, metrics and the report go")

@@ -12,7 +12,6 @@ import sys
 
 from experiments.benchmarks import layers, stages
 from vlm_jax import cli
-from vlm_jax.training.host import host_is_device, keep_freed_pages
 
 ROWS = {**layers.ROWS, **stages.ROWS}
 
@@ -26,8 +25,6 @@ def main() -> None:
     names = [name for name in ROWS if not args.only or name.startswith(tuple(args.only))]
     if not names:
         parser.error(f"no row starts with {' or '.join(args.only)}; there are {', '.join(ROWS)}")
-    if host_is_device():
-        keep_freed_pages()  # as training does
     rows = {}
     for name in names:
         rows[name] = ROWS[name]()
