@@ -58,8 +58,9 @@ def open_session(
     """A conversation about uint8 images H x W x 3, or in text alone, with room for CONTEXT tokens of text."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; an answer needs 1 or more.")
-    slots = CONTEXT + len(pictures) * model.processor.tokens_per_image
-    return ChatSession(model.config.vlm(), model.params, model.processor, pictures, slots=slots,
+    processor = model.own_processor()
+    slots = CONTEXT + len(pictures) * processor.tokens_per_image
+    return ChatSession(model.config.vlm(), model.params, processor, pictures, slots=slots,
                        max_new_tokens=max_new_tokens, sampler=sampler, seed=seed)
 
 

@@ -35,11 +35,12 @@ TASKS = {"zero_shot": zero_shot, "retrieval": retrieval, "caption": caption, "vq
 
 def main() -> None:
     args = arguments()
-    source, examples, batch = chosen(args)
     loaded = load_pretrained(args.model)
+    processor = loaded.own_processor()
+    source, examples, batch = chosen(args)
     folder = epath.Path(args.model) / "eval"
     metrics = evaluate(
-        loaded.config, loaded.params, loaded.processor, args.task, source, folder, examples, batch)
+        loaded.config, loaded.params, processor, args.task, source, folder, examples, batch)
     print(table(args.task, metrics), file=sys.stderr if args.json else sys.stdout)
     file = folder / f"{args.task}.json"
     print(f"Written to {file} and, example by example, {file.name}l.", file=sys.stderr)

@@ -47,6 +47,13 @@ class Pretrained:
         """The assembly that this model is mainly for: the VLM where there is a decoder, else the two towers."""
         return self.config.vlm() if self.config.decoder is not None else self.config.two_tower()
 
+    def own_processor(self) -> Processor:
+        """The processor of a run of ours, which chat and evaluation go through; raises for published checkpoints."""
+        if not isinstance(self.processor, Processor):
+            raise ValueError("Chat and evaluation take a training workdir; a checkpoint in Hugging Face format answers "
+                             "through load_pretrained(DIR).generate(**processor(messages=..., images=...)).")
+        return self.processor
+
     def forward(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs, float32, of inputs under Hugging Face's names: see `inference.language` and `inference.pairs`."""
         if self.config.decoder is not None:
