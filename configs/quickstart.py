@@ -64,7 +64,7 @@ def stages():
             data=dict(batch=32, source=scenes(), format=rows),
             objective=dict(kind="next_token"),
             trainable=[("(connector|decoder)/.*", 2e-3), (".*", None)],
-            steps=1250),
+            steps=1000),
     )
 
 
