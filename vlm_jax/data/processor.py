@@ -59,7 +59,7 @@ class Processor:
         """Pixel values [n, size, size, 3] float32 of uint8 images H x W x 3."""
         return np.stack([self.config.image(image) for image in images])
 
-    def conversation(self, conversation: Conversation, name: str = "conversation") -> Tokens:
+    def conversation(self, conversation: Conversation) -> Tokens:
         """Tokens of one conversation; `<image>` mark i takes the visual tokens of slot i."""
         ids, loss, index, slot = [], [], [], 0
         for piece in render(self.template, conversation, self.config.layout):
@@ -85,7 +85,7 @@ class Processor:
         if not record.conversations:
             raise ValueError(f"{name}: it has no conversation; give its source a prompt or a conversation to learn.")
         conversations = [self._checked(c, record, slots, name) for c in record.conversations]
-        tokens = [self.conversation(c, name) for c in conversations]
+        tokens = [self.conversation(c) for c in conversations]
         if loss == "all":
             tokens = [dataclasses.replace(t, loss=(t.image_index < 0).astype(np.int32)) for t in tokens]
         kept = fit(tokens, length, name)

@@ -69,7 +69,7 @@ class VisionOutput:
 def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n ppc"]:
     """Cuts images into patches, row by row; channels vary fastest inside a patch (the order of an HWIO kernel).
 
-    A reshape and a matmul equal the strided convolution and run twice as fast backwards on CPU. Pixels that fill no
+    A reshape and a matmul equal the strided convolution and are faster on CPU, most of all backwards. Pixels that fill no
     patch are dropped.
     """
     b, h, w, c = images.shape

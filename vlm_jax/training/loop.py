@@ -156,7 +156,8 @@ def announce(name: str, stage: StageConfig, state: TrainState, paths: list[str])
 
 def progress(record: dict[str, Any], steps: int) -> None:
     """The progress line: rewritten in place on a terminal, one line a log step elsewhere."""
-    line = f"{record['stage']} {record['step']}/{steps}  loss {record['loss'] or math.nan:.4f}  "
+    loss = math.nan if record["loss"] is None else record["loss"]
+    line = f"{record['stage']} {record['step']}/{steps}  loss {loss:.4f}  "
     if record["step"] == 1:
         line += f"compiled in {record['step_s']:.0f} s"
     else:
