@@ -71,7 +71,10 @@ def forbidden_imports(source: str, module: str, is_package: bool = False) -> lis
     """The imports of a file in a room that the table does not allow, one sentence each."""
     room = module.split(".")[1]
     allowed = [f"vlm_jax.{name}" for name in [room, *ROOMS[room]]]
-    foreign = {"vlm_jax.models.tokens": NOT_IN_TOKENS}.get(module, NOT_IN_MODELS if room == "models" else set())
+    if within(module, ["vlm_jax.models.tokens"]):
+        foreign = NOT_IN_TOKENS
+    else:
+        foreign = NOT_IN_MODELS if room == "models" else set()
     return [
         f"{module}, line {line}, imports {name}"
         for line, name in imports(source, module, is_package)

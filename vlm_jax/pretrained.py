@@ -10,8 +10,9 @@ import numpy as np
 from etils import epath
 
 from vlm_jax import config as configs
-from vlm_jax.data import hf_processor, tokenizer as tokenizers
-from vlm_jax.data.hf_processor import HfProcessor
+from vlm_jax.data import tokenizer as tokenizers
+from vlm_jax.data.huggingface import processor as hf_processor
+from vlm_jax.data.huggingface.processor import HfProcessor
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.token_ids import TokenIds
 from vlm_jax.data.tokenizer import IMAGE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Sequence
+from typing import Any, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -86,15 +86,25 @@ def decode(
     return state.tokens, state.cache
 
 
+def cast(images: Any, dtype: Any) -> Any:
+    """The floating point arrays of `images` in `dtype`; sizes and masks as they are."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, images)
+
+
+def described(prompt: dict[str, Array]) -> SequenceInfo:
+    """The mask description of a prompt: causal, and real tokens counted, unless it says otherwise."""
+    said = {name: prompt[name] for name in ("positions", "mask_ar", "image_ids", "axes") if name in prompt}
+    return describe(prompt["segment_ids"], **said)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "steps", "sampler", "eos_ids", "pad_id", "banned"))
 def _generate(model, params, prompt, images, rng, *, steps, sampler, eos_ids, pad_id, banned):
-    tokens = prompt["tokens"]
-    info = describe(prompt["segment_ids"], positions=prompt.get("positions"))
+    tokens, info = prompt["tokens"], described(prompt)
     dtype = params["decoder"]["embedding"].dtype
     cache = init_cache(model.decoder_config, tokens.shape[0], tokens.shape[1] + steps, dtype)
     visual = None
     if images is not None:
-        visual = model.apply({"params": params}, images.astype(dtype), method="visual_tokens")
+        visual = model.apply({"params": params}, cast(images, dtype), method="visual_tokens")
     logits, cache = prefill(model, params, tokens, info, visual, prompt["image_index"], cache)
     position = info.positions.max(axis=1) + 1
     return decode(model, params, logits, cache, position, rng, steps=steps, sampler=sampler, eos_ids=eos_ids,
@@ -108,8 +118,8 @@ def generate(
 ) -> Int[Array, "b n"]:
     """New tokens only, int32 [b, max_new_tokens]; greedy unless the sampler says otherwise.
 
-    prompt: tokens, segment_ids (0, or -1 for padding on either side), image_index, int32 [b, t], and perhaps positions
-    (else real tokens are counted). The greedy result of a row does not depend on the other rows nor on its padding.
+    prompt: tokens, segment_ids (0, or -1 for padding on either side), image_index, int32 [b, t], and perhaps positions,
+    mask_ar, image_ids and axes (see `mask.describe`). images: as `VLM.visual_tokens` takes them. The greedy result of a row does not depend on the other rows nor on its padding.
     """
     rng = jax.random.key(0) if rng is None else rng
     return _generate(model, params, prompt, images, rng, steps=max_new_tokens, sampler=sampler,

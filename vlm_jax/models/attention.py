@@ -16,20 +16,25 @@ def attention_weights(
     kv_info: SequenceInfo | None = None,
     *,
     window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "b g r t s"]:
-    """softmax(q k^T / sqrt(d)) in float32, heads split into g groups of r = h / g that share keys.
+    """softmax(q k^T * scale) in float32, heads split into g groups of r = h / g that share keys; scale is d^-0.5 unless
+    given.
 
-    Without descriptions every query sees every key. A row that may see nothing (padding) gets finite, meaningless
-    weights, never NaN.
+    `softcap` c keeps scores s between -c and c, as c tanh(s / c) (Gemma 2, arXiv 2408.00118). Without descriptions
+    every query sees every key. A row that may see nothing (padding) gets finite, meaningless weights, never NaN.
     """
     (batch, targets, heads, dim), (_, sources, groups, _) = q.shape, k.shape
     repeat = heads // groups
     # Batched matmuls over (batch * groups, tokens, dim): faster on CPU, see experiments/benchmarks/layers.py.
-    q = q.reshape(batch, targets, groups, repeat, dim).transpose(0, 2, 3, 1, 4) * dim**-0.5
+    q = q.reshape(batch, targets, groups, repeat, dim).transpose(0, 2, 3, 1, 4) * (dim**-0.5 if scale is None else scale)
     q = q.reshape(batch * groups, repeat * targets, dim)
     k = k.transpose(0, 2, 3, 1).reshape(batch * groups, dim, sources)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, groups, repeat, targets, sources)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     if q_info is not None:
         mask = build_mask(q_info, q_info if kv_info is None else kv_info, window)[:, None, None]
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
@@ -44,11 +49,13 @@ def attention(
     kv_info: SequenceInfo | None = None,
     *,
     window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "b t h d"]:
-    """Attn(Q, K, V) = softmax(Q K^T / sqrt(d)) V, with grouped keys and values (g divides h)."""
+    """Attn(Q, K, V) = softmax(Q K^T / sqrt(d)) V, with grouped keys and values (g divides h); options as above."""
     batch, targets, heads, dim = q.shape
     sources, groups = k.shape[1:3]
-    weights = attention_weights(q, k, q_info, kv_info, window=window).astype(v.dtype)
+    weights = attention_weights(q, k, q_info, kv_info, window=window, scale=scale, softcap=softcap).astype(v.dtype)
     weights = weights.reshape(batch * groups, -1, sources)
     v = v.transpose(0, 2, 1, 3).reshape(batch * groups, sources, dim)
     out = (weights @ v).reshape(batch, groups, heads // groups, targets, dim)

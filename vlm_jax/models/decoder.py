@@ -1,4 +1,5 @@
-"""g_phi: a Llama-style decoder (RMSNorm, rotary positions, grouped-query attention, SwiGLU) with an explicit cache."""
+"""g_phi: a decoder with an explicit cache. Llama-style (RMSNorm, rotary positions, grouped-query attention, SwiGLU)
+unless its options say otherwise."""
 
 from __future__ import annotations
 
@@ -17,9 +18,27 @@ from vlm_jax.models.transformer import (
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
+    """`embed_scale` multiplies text embeddings, not visual tokens, and `logit_softcap` bounds logits (Gemma 2).
+
+    `position_table` is the number of rows of a learned position embedding, 0 for none; position p takes row p +
+    `position_offset` (OPT: 2). `mask` says what a prompt may see: "causal"; "prefix", itself both ways (PaliGemma); or
+    "image_blocks", each image itself both ways and all else causal (Gemma 3). `first_position` is that of a row's first
+    token.
+    """
+
     vocab_size: int
     transformer: TransformerConfig
     tie_embeddings: bool = False
+    embed_scale: float | None = None
+    logit_softcap: float | None = None
+    position_table: int = 0
+    position_offset: int = 0
+    mask: str = "causal"
+    first_position: int = 0
+
+    def __post_init__(self):
+        if self.mask not in ("causal", "prefix", "image_blocks"):
+            raise ValueError(f"mask '{self.mask}' is unknown; choose 'causal', 'prefix' or 'image_blocks'.")
 
 
 @struct.dataclass
@@ -54,13 +73,23 @@ class Decoder(nn.Module):
     def setup(self):
         c, t = self.config, self.config.transformer
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, t.width))
+        if c.position_table:
+            table = (c.position_table, t.width)
+            self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), table)
         self.blocks = declare_blocks(self, t)
         self.norm_post = Norm(t.norm, t.norm_eps)
         if not c.tie_embeddings:
             self.lm_head = Linear(c.vocab_size, use_bias=False)
 
     def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        return self.embedding[tokens]
+        x = self.embedding[tokens]
+        return x if self.config.embed_scale is None else x * jnp.asarray(self.config.embed_scale, x.dtype)
+
+    def place(self, x: Float[Array, "b t d"], info: SequenceInfo) -> Float[Array, "b t d"]:
+        """Embedded tokens as the first block sees them."""
+        if not self.config.position_table:
+            return x
+        return x + self.position_embedding[info.positions + self.config.position_offset].astype(x.dtype)
 
     def hidden(self, x: Float[Array, "b t d"], info: SequenceInfo, cache: KVCache | None = None):
         """Embedded tokens to final hidden states [b, t, d], and the cache with these tokens added."""
@@ -68,19 +97,20 @@ class Decoder(nn.Module):
         if cache is None:
             return self.states(x, info)[-1], None
         kv_info = cache.info.write(info, cache.length)
-        states, layers = apply_blocks(c, self.blocks, x, info, kv_info, cache.layers, cache.length)
+        states, layers = apply_blocks(c, self.blocks, self.place(x, info), info, kv_info, cache.layers, cache.length)
         return self.norm_post(states[-1]), KVCache(layers, kv_info, cache.length + x.shape[1])
 
     def states(self, x: Float[Array, "b t d"], info: SequenceInfo) -> list[Float[Array, "b t d"]]:
         """[embedded tokens, after block 1, ..., after the last block and the final norm]."""
-        states, _ = apply_blocks(self.config.transformer, self.blocks, x, info)
+        states, _ = apply_blocks(self.config.transformer, self.blocks, self.place(x, info), info)
         return [*states[:-1], self.norm_post(states[-1])]
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t vocab"]:
         """Next-token logits, float32."""
-        if self.config.tie_embeddings:
-            return (hidden @ self.embedding.T.astype(hidden.dtype)).astype(jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+        c = self.config
+        logits = hidden @ self.embedding.T.astype(hidden.dtype) if c.tie_embeddings else self.lm_head(hidden)
+        logits = logits.astype(jnp.float32)
+        return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def __call__(self, tokens: Int[Array, "b t"], info: SequenceInfo, cache: KVCache | None = None):
         """Plain language model: (logits [b, t, vocab], cache)."""

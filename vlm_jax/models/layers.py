@@ -14,6 +14,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI CLIP
     "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
 }
 
 
@@ -48,7 +49,10 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm (`kind` "layer": scale and bias) or RMSNorm ("rms": scale), computed in float32."""
+    """LayerNorm (`kind` "layer": scale and bias) or RMSNorm ("rms": scale), computed in float32.
+
+    "rms_offset" is Gemma's RMSNorm: it multiplies by 1 + scale, and its scale starts at 0.
+    """
 
     kind: str
     eps: float
@@ -59,10 +63,13 @@ class Norm(nn.Module):
         y = x.astype(jnp.float32)
         if self.kind == "layer":
             y = y - y.mean(-1, keepdims=True)
-        elif self.kind != "rms":
-            raise ValueError(f"Norm '{self.kind}' is unknown; choose 'layer' or 'rms'.")
+        elif self.kind not in ("rms", "rms_offset"):
+            raise ValueError(f"Norm '{self.kind}' is unknown; choose 'layer', 'rms' or 'rms_offset'.")
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        y = y * self.param("scale", nn.initializers.ones_init(), width)
+        if self.kind == "rms_offset":
+            y = y * (1 + self.param("scale", nn.initializers.zeros_init(), width).astype(jnp.float32))
+        else:
+            y = y * self.param("scale", nn.initializers.ones_init(), width)
         if self.kind == "layer":
             y = y + self.param("bias", nn.initializers.zeros_init(), width)
         return y.astype(x.dtype)

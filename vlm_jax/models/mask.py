@@ -37,13 +37,15 @@ PADDING = -1
 
 @struct.dataclass
 class SequenceInfo:
-    """The description of a batch of rows; every field is int32 of shape [batch, tokens].
+    """The description of a batch of rows; every field is int32 of shape [batch, tokens], but for `axes`.
 
     positions: place of the token in its own example, for rotary embeddings and windows.
     segment_ids: which example of the row the token belongs to; -1 is padding.
     subsegment_ids: 0 for what the whole segment sees, n > 0 for tokens that only branch n sees.
     order: running sum of `mask_ar` along the row.
     image_ids: 0 for text; tokens of one segment with the same positive id see each other both ways.
+    axes: positions on several axes [batch, tokens, a] for rotary embeddings that have them, else None; a mask never
+        asks for them, and a cache, whose keys are rotated, does not keep them.
     """
 
     positions: Int[Array, "b t"]
@@ -51,6 +53,7 @@ class SequenceInfo:
     subsegment_ids: Int[Array, "b t"]
     order: Int[Array, "b t"]
     image_ids: Int[Array, "b t"]
+    axes: Int[Array, "b t a"] | None = None
 
     def write(self, new: SequenceInfo, start: Int[Array, ""]) -> SequenceInfo:
         """This description with `new` written over the tokens from `start` on (a cache that grows)."""
@@ -66,6 +69,7 @@ def describe(
     positions: Int[Array, "b t"] | None = None,
     subsegment_ids: Int[Array, "b t"] | None = None,
     image_ids: Int[Array, "b t"] | None = None,
+    axes: Int[Array, "b t a"] | None = None,
 ) -> SequenceInfo:
     """Describes rows, causal unless `mask_ar` says otherwise.
 
@@ -81,6 +85,7 @@ def describe(
         subsegment_ids=zeros() if subsegment_ids is None else jnp.asarray(subsegment_ids, jnp.int32),
         order=jnp.cumsum(zeros() + mask_ar, axis=1, dtype=jnp.int32),
         image_ids=zeros() if image_ids is None else jnp.asarray(image_ids, jnp.int32),
+        axes=None if axes is None else jnp.asarray(axes, jnp.int32),
     )
 
 

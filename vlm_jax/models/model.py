@@ -14,24 +14,26 @@ from jaxtyping import Array
 
 from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.encoders import EncoderConfig, encoder
 from vlm_jax.models.mask import describe
 from vlm_jax.models.text import TextConfig
 from vlm_jax.models.transformer import Params
+from vlm_jax.models.tokens import Layout
 from vlm_jax.models.two_tower import ContrastConfig, TwoTower
-from vlm_jax.models.vit import ViT, ViTConfig
 from vlm_jax.models.vlm import VLM
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Parts that are None are left out: eyes and text for contrast; eyes, connector and decoder for talking; a decoder
-    alone is a language model, eyes alone an encoder."""
+    alone is a language model, eyes alone an encoder. `layout` None gives every image the tokens of one fixed grid."""
 
-    vision: ViTConfig | None = None
+    vision: EncoderConfig | None = None
     text: TextConfig | None = None
     contrast: ContrastConfig | None = None
     connector: ConnectorConfig | None = None
     decoder: DecoderConfig | None = None
+    layout: Layout | None = None
 
     def __post_init__(self):
         together = [("text", "contrast")] + [("connector", "decoder")] * (self.vision is not None)
@@ -49,20 +51,20 @@ class ModelConfig:
     def vlm(self) -> VLM:
         if self.decoder is None:
             raise ValueError("This model has no decoder; set model.connector and model.decoder to generate text.")
-        return VLM(self.vision, self.connector, self.decoder)
+        return VLM(self.vision, self.connector, self.decoder, self.layout is not None and self.layout.newline)
 
 
 def init_params(config: ModelConfig, rng: Array) -> Params:
     """Fresh float32 parameters of all parts. Both assemblies draw the same eyes: Linen's keys follow the path."""
     tokens, images, params = jnp.zeros((1, 1), jnp.int32), None, {}
     if config.vision is not None:
-        images = jnp.zeros((1, config.vision.image_size, config.vision.image_size, 3))
+        images = config.vision.blank()
     if config.text is not None:
         params |= config.two_tower().init(rng, images, tokens)["params"]
     if config.decoder is not None:
-        images = None if images is None else images[None]
+        images = jax.tree.map(lambda x: x[None], images)
         params |= config.vlm().init(rng, tokens, describe(tokens), images, tokens)["params"]
-    return params or {"vision": ViT(config.vision).init(rng, images)["params"]}
+    return params or {"vision": encoder(config.vision).init(rng, images)["params"]}
 
 
 def abstract_params(config: ModelConfig) -> Params:

@@ -53,15 +53,27 @@ def frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> t
 
 
 def rotate(
-    x: Float[Array, "b t h d"], positions: Int[Array, "b t"], theta: float, scaling: RopeScaling | None = None
+    x: Float[Array, "b t h d"], positions: Int[Array, "b t *axes"], theta: float, scaling: RopeScaling | None = None,
+    sections: tuple[int, ...] = (), axial: bool = False,
 ) -> Float[Array, "b t h d"]:
     """x turned by its position, in the half-split layout of Llama's Hugging Face weights.
 
-    Channel pair (i, i + d/2) turns by position * theta^(-2i/d).
+    Channel pair (i, i + d/2) turns by position * theta^(-2i/d). With positions of several axes [b, t, a] (row and
+    column of a patch; time, row and column in Qwen2-VL's M-RoPE, arXiv 2409.12191) `sections` says how many pairs,
+    one after the other, turn by each axis; `axial` starts the frequencies anew in each section.
     """
-    half = x.shape[-1] // 2
-    turns, amplitude = frequencies(x.shape[-1], theta, scaling)
-    angles = positions[:, :, None, None].astype(jnp.float32) * turns
+    dim, half = x.shape[-1], x.shape[-1] // 2
+    if axial:
+        turns, amplitude = np.concatenate([frequencies(2 * pairs, theta)[0] for pairs in sections]), 1.0
+    else:
+        turns, amplitude = frequencies(dim, theta, scaling)
+    if positions.ndim == 3:
+        if sum(sections) != half or len(sections) != positions.shape[-1]:
+            raise ValueError(f"Rotary sections {sections} must be {positions.shape[-1]} that sum to {half} pairs.")
+        positions = positions[..., np.repeat(np.arange(len(sections)), sections)]
+    else:
+        positions = positions[..., None]
+    angles = (positions.astype(jnp.float32) * turns)[:, :, None]
     cos, sin = jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -28,9 +28,14 @@ LayerCache = tuple[Float[Array, "b s g d"], Float[Array, "b s g d"]]  # keys, va
 class TransformerConfig:
     """Sizes and options of a stack of pre-norm blocks.
 
-    `kv_heads` below `heads` is grouped-query attention; `rope_theta` None means no rotary positions; `out_bias` None
-    follows `attention_bias`; `qk_norm` puts an RMSNorm on each head's queries and keys before they are rotated.
-    `window` w lets a token see the w last ones, itself included; a tuple of them is repeated over the layers.
+    Attention: `kv_heads` below `heads` is grouped queries; `out_bias` None follows `attention_bias`; `qk_norm` puts an
+    RMSNorm on queries and keys before they are rotated, on each "head" (Qwen3, Gemma 3) or across "all" (InternViT);
+    `attention_scale` None is head_dim^-0.5, `attention_softcap` bounds the scores (Gemma 2). `window` w lets a token
+    see the w last ones, itself included; a tuple of them is repeated over the layers.
+    Rotary positions: none where `rope_theta` is None; `local_rope_theta` is that of layers with a window, whose positions
+    are never stretched (Gemma 3); `rope_sections` and `rope_axial` are for several axes (see `rope.rotate`).
+    Residual branches: `post_norm` normalises what a branch gives before it is added (Gemma 2); `layer_scale` multiplies
+    it by a learned vector that starts at this value (arXiv 2103.17239; DINOv2, InternViT).
     """
 
     layers: int
@@ -46,12 +51,22 @@ class TransformerConfig:
     attention_bias: bool = True
     mlp_bias: bool = True
     out_bias: bool | None = None
-    qk_norm: bool = False
+    qk_norm: str | None = None
+    qk_norm_eps: float | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
     rope_theta: float | None = None
     rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    rope_sections: tuple[int, ...] = ()
+    rope_axial: bool = False
     window: int | tuple[int | None, ...] | None = None
+    post_norm: bool = False
+    layer_scale: float | None = None
 
     def __post_init__(self):
+        if self.qk_norm not in (None, "head", "all"):
+            raise ValueError(f"qk_norm '{self.qk_norm}' is unknown; choose 'head', 'all' or None.")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; change one or set head_dim.")
         if self.heads % self.groups:
@@ -69,9 +84,11 @@ class TransformerConfig:
 
     def of_layer(self, i: int) -> TransformerConfig:
         """The config of block i alone, where layers differ."""
-        if not isinstance(self.window, tuple):
-            return self
-        return dataclasses.replace(self, window=self.window[i % len(self.window)])
+        window = self.window[i % len(self.window)] if isinstance(self.window, tuple) else self.window
+        local = {}
+        if window is not None and self.local_rope_theta is not None:
+            local = {"rope_theta": self.local_rope_theta, "rope_scaling": None}
+        return dataclasses.replace(self, window=window, **local)
 
     @property
     def out_std(self) -> float:
@@ -89,18 +106,28 @@ class Attention(nn.Module):
         self.v = Linear(c.groups * c.dim, c.attention_bias)
         self.o = Linear(c.width, c.attention_bias if c.out_bias is None else c.out_bias, std=c.out_std)
         if c.qk_norm:
-            self.q_norm, self.k_norm = Norm("rms", c.norm_eps), Norm("rms", c.norm_eps)
+            kind, eps = "rms_offset" if c.norm == "rms_offset" else "rms", c.qk_norm_eps or c.norm_eps
+            self.q_norm, self.k_norm = Norm(kind, eps), Norm(kind, eps)
 
     def heads(self, x: Float[Array, "b t w"], info: SequenceInfo | None):
         """Queries [b t h d], keys and values [b t g d], rotated where the config asks for it."""
-        c, lead = self.config, x.shape[:2]
-        q = self.q(x).reshape(*lead, c.heads, c.dim)
-        k, v = (layer(x).reshape(*lead, c.groups, c.dim) for layer in (self.k, self.v))
-        if c.qk_norm:
+        c = self.config
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if c.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.reshape(*y.shape[:2], -1, c.dim) for y in (q, k, v))
+        if c.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if c.rope_theta is not None:
-            q, k = (rotate(y, info.positions, c.rope_theta, c.rope_scaling) for y in (q, k))
+            positions = info.positions if info.axes is None else info.axes
+            q, k = (rotate(y, positions, c.rope_theta, c.rope_scaling, c.rope_sections, c.rope_axial) for y in (q, k))
         return q, k, v
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the attention function has to know of this layer."""
+        c = self.config
+        return {"window": c.window, "scale": c.attention_scale, "softcap": c.attention_softcap}
 
     def __call__(self, x, info, kv_info, cache: LayerCache | None, start):
         q, k, v = self.heads(x, info)
@@ -108,12 +135,12 @@ class Attention(nn.Module):
             k, v = (lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0, 0))
                     for old, new in zip(cache, (k, v)))
             cache = (k, v)
-        y = attention(q, k, v, info, kv_info, window=self.config.window)
+        y = attention(q, k, v, info, kv_info, **self.options)
         return self.o(y.reshape(*x.shape[:2], -1)), cache
 
 
 class Block(nn.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x))."""
+    """x + attn(norm(x)), then x + mlp(norm(x)); each branch perhaps normalised and scaled before it is added."""
 
     config: TransformerConfig
 
@@ -122,16 +149,27 @@ class Block(nn.Module):
         self.norm1, self.norm2 = Norm(c.norm, c.norm_eps), Norm(c.norm, c.norm_eps)
         self.attn = Attention(c)
         self.mlp = Mlp(c.mlp_width, c.activation, c.gated_mlp, c.mlp_bias, c.out_std)
+        if c.post_norm:
+            self.norm1_post, self.norm2_post = Norm(c.norm, c.norm_eps), Norm(c.norm, c.norm_eps)
+        if c.layer_scale is not None:
+            vector = lambda name: self.param(name, nn.initializers.constant(c.layer_scale), (c.width,))
+            self.scale1, self.scale2 = vector("scale1"), vector("scale2")
 
     def __call__(self, x, info=None, kv_info=None, cache=None, start=0):
+        c = self.config
         y, cache = self.attn(self.norm1(x), info, kv_info, cache, start)
-        x = x + y
-        return x + self.mlp(self.norm2(x)), cache
+        if c.post_norm:
+            y = self.norm1_post(y)
+        x = x + (y if c.layer_scale is None else y * self.scale1.astype(y.dtype))
+        y = self.mlp(self.norm2(x))
+        if c.post_norm:
+            y = self.norm2_post(y)
+        return x + (y if c.layer_scale is None else y * self.scale2.astype(y.dtype)), cache
 
     def weights(self, x: Float[Array, "b t w"], info: SequenceInfo | None = None) -> Float[Array, "b h t t"]:
         """The attention weights this block computes on its input: to look at, not used in training."""
         q, k, _ = self.attn.heads(self.norm1(x), info)
-        weights = attention_weights(q, k, info, info, window=self.config.window)
+        weights = attention_weights(q, k, info, info, **self.attn.options)
         return weights.reshape(x.shape[0], self.config.heads, *weights.shape[-2:])
 
 

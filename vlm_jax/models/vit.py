@@ -45,6 +45,10 @@ class ViTConfig:
         """Rows and columns of patches."""
         return patch_grid(self.image_size, self.patch_size, self.drop_remainder)
 
+    def blank(self, n: int = 1) -> Float[Array, "n h w 3"]:
+        """n empty images, as the encoder takes them."""
+        return jnp.zeros((n, self.image_size, self.image_size, 3))
+
 
 @struct.dataclass
 class Features:
@@ -60,10 +64,12 @@ class Features:
 
 @struct.dataclass
 class VisionOutput:
-    """pooled: one vector an image [b, F], after the final norm; patches: the features of the chosen layer."""
+    """pooled: one vector an image [b, F], after the final norm; patches: the features of the chosen layer; last: every
+    token's last state [b, n, F], with a class token before the final norm (CLIP), else after it (SigLIP)."""
 
     pooled: Float[Array, "b f"]
     patches: Features
+    last: Float[Array, "b n f"]
 
 
 def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n ppc"]:
@@ -104,7 +110,9 @@ class ViT(nn.Module):
     def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
         """Encodes images of image_size x image_size pixels, already normalised by the model's preprocessing."""
         states = self.states(images)
-        return VisionOutput(self.pool(states[-1]), self._features(states[self.config.feature_layer][:, self.prefix:]))
+        last = states[-1] if self.prefix else self.norm_post(states[-1])
+        patches = self._features(states[self.config.feature_layer][:, self.prefix:])
+        return VisionOutput(self.pool(states[-1]), patches, last)
 
     def states(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b n w"]]:
         """[input of the first block, its output, ..., the last block's], with the class token where there is one."""

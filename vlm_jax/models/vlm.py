@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.connectors import ConnectorConfig, connector
 from vlm_jax.models.decoder import Decoder, DecoderConfig, KVCache
+from vlm_jax.models.encoders import EncoderConfig, encoder
 from vlm_jax.models.mask import SequenceInfo
-from vlm_jax.models.vit import ViT, ViTConfig
 
 
 def splice(
@@ -26,25 +27,41 @@ def splice(
 class VLM(nn.Module):
     """Rows have a static number of image slots; a text-only row leaves them unused, or the batch has none at all.
 
-    Without eyes (no vision and connector config) it is the language model alone.
+    Without eyes (no vision and connector config) it is the language model alone. `newline` adds one learned visual
+    token that ends a row of patches (LLaVA-NeXT).
     """
 
-    vision_config: ViTConfig | None
+    vision_config: EncoderConfig | None
     connector_config: ConnectorConfig | None
     decoder_config: DecoderConfig
+    newline: bool = False
 
     def setup(self):
         if self.vision_config is not None:
-            self.vision = ViT(self.vision_config)
-            self.connector = connector(self.connector_config, self.decoder_config.transformer.width)
+            width = self.decoder_config.transformer.width
+            self.vision = encoder(self.vision_config)
+            self.connector = connector(self.connector_config, width)
+            if self.newline:
+                self.image_newline = self.param("image_newline", nn.initializers.normal(width**-0.5), (width,))
         self.decoder = Decoder(self.decoder_config)
 
-    def visual_tokens(self, images: Float[Array, "b n h w 3"]) -> Float[Array, "b nv d"]:
-        """Visual tokens of the n image slots of each row, joined: token j of slot i has index i * V + j."""
-        b, n = images.shape[:2]
-        out = self.vision(images.reshape(b * n, *images.shape[2:]))
+    def visual_tokens(self, images: Float[Array, "b n h w 3"]) -> Float[Array, "b m d"]:
+        """Visual tokens of the n image slots of each row, joined: token j of slot i has index i * V + j.
+
+        `images` is what the encoder takes, each array with [b, n] in front. The last of the m tokens is the newline
+        where the model has one. On the way `vision_states` (the encoder's last states) and `projector` (tokens of each slot)
+        are sown as intermediates.
+        """
+        b, n = jax.tree.leaves(images)[0].shape[:2]
+        out = self.vision(jax.tree.map(lambda x: x.reshape(b * n, *x.shape[2:]), images))
         tokens = self.connector(out.patches)
-        return tokens.reshape(b, n * tokens.shape[1], tokens.shape[2])
+        self.sow("intermediates", "vision_states", out.last)
+        self.sow("intermediates", "projector", tokens)
+        tokens = tokens.reshape(b, n * tokens.shape[1], tokens.shape[2])
+        if self.newline:
+            newline = jnp.broadcast_to(self.image_newline, (b, 1, tokens.shape[2])).astype(tokens.dtype)
+            tokens = jnp.concatenate([tokens, newline], axis=1)
+        return tokens
 
     def hidden(
         self,

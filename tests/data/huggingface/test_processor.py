@@ -8,8 +8,8 @@ import pytest
 import tokenizers
 from PIL import Image
 
-from vlm_jax.data import hf_images, hf_processor, hf_sentencepiece
-from vlm_jax.data.hf_template import ChatTemplate
+from vlm_jax.data.huggingface import images as hf_images, processor as hf_processor, sentencepiece
+from vlm_jax.data.huggingface.template import ChatTemplate
 
 TEMPLATE = """{% for m in messages %}{{ m.role | upper }}: {% if m.content is string %}{{ m.content }}{% else %}
 {%- for c in m.content %}{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}
@@ -160,7 +160,7 @@ def test_sentencepiece_bpe_merges_best_score_first(tmp_path):
     """"abc" may become a+bc or ab+c; bc has the better score. A letter out of the vocabulary becomes bytes."""
     pieces = CONTROL + [(f"<0x{b:02X}>", 0, 6) for b in range(256)]
     pieces += [("bc", -1, 1), ("ab", -2, 1), ("\u2581", -3, 1), ("a", -4, 1), ("b", -5, 1), ("c", -6, 1)]
-    (tmp_path / "tokenizer.model").write_bytes(spm(pieces, hf_sentencepiece.BPE, byte_fallback=1))
+    (tmp_path / "tokenizer.model").write_bytes(spm(pieces, sentencepiece.BPE, byte_fallback=1))
     p = hf_processor.load(tmp_path)
     n = len(CONTROL) + 256
     assert p.tokenize("abc") == [n + 2, n + 3, n] and p.tokenize("") == []
@@ -174,7 +174,7 @@ def test_sentencepiece_bpe_merges_best_score_first(tmp_path):
 
 def test_sentencepiece_unigram_takes_the_likeliest_and_fuses_unknowns(tmp_path):
     pieces = CONTROL + [("\u2581a", -1, 1), ("\u2581", -2, 1), ("a", -2, 1), ("<", -2, 1), ("s", -2, 1), (">", -2, 1)]
-    (tmp_path / "tokenizer.model").write_bytes(spm(pieces, hf_sentencepiece.UNIGRAM))
+    (tmp_path / "tokenizer.model").write_bytes(spm(pieces, sentencepiece.UNIGRAM))
     p = hf_processor.load(tmp_path)
     assert p.tokenize("a") == [3] and p.tokenize("<s>") == [4, 6, 7, 8]  # no text becomes a control id
     assert p.tokenize("éüa") == [4, 0, 5] and p.decode([4, 0, 5]) == " \u2047 a"

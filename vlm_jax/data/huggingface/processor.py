@@ -9,10 +9,10 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from vlm_jax.data import hf_images, hf_tokenizer
-from vlm_jax.data.hf_images import HfImageProcessor
-from vlm_jax.data.hf_template import ChatTemplate
-from vlm_jax.data.hf_tokenizer import HfTokenizer, read_json
+from vlm_jax.data.huggingface import images as hf_images, tokenizer as hf_tokenizer
+from vlm_jax.data.huggingface.images import HfImageProcessor
+from vlm_jax.data.huggingface.template import ChatTemplate
+from vlm_jax.data.huggingface.tokenizer import HfTokenizer, read_json
 from vlm_jax.models.tokens import patch_grid
 
 Images = Sequence[Image.Image | np.ndarray]

@@ -12,7 +12,7 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from vlm_jax.data import hf_sentencepiece
+from vlm_jax.data.huggingface import sentencepiece
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 NO_LENGTH = 1_000_000  # transformers writes 1e30 as model_max_length where there is none
@@ -69,7 +69,7 @@ def load(folder: epath.PathLike) -> HfTokenizer | None:
     if (folder / "tokenizer.json").exists():
         return HfTokenizer(_parsed(folder / "tokenizer.json"), special, length)
     if model is not None:
-        backend, control = hf_sentencepiece.load(model.read_bytes())
+        backend, control = sentencepiece.load(model.read_bytes())
         if not config:  # the bare model of the sentencepiece library
             return HfTokenizer(backend, special, length, control)
         _complete(backend, folder, config, special)

@@ -5,7 +5,22 @@ Plain integers and no JAX, so that a data worker can import it.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How images of any size become visual tokens, where that is more than one fixed grid.
+
+    A subclass has a module of its own here, a `kind` by which configs name it, and `count`.
+    """
+
+    newline: ClassVar[bool] = False  # whether a learned token ends each row of patches
+
+    def count(self, model: Any, width: int, height: int) -> int:
+        """Visual tokens of an image of `width` x `height` pixels in the decoder's row; `model` holds the layout."""
+        raise NotImplementedError
 
 
 def patch_grid(image_size: int, patch_size: int, drop_remainder: bool = False) -> tuple[int, int]:

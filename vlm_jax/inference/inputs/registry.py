@@ -1,0 +1,19 @@
+"""How models take their images, by the class of `ModelConfig.layout`. A new layout is a module and a line in INPUTS.
+
+Each module has NAMES, the Hugging Face inputs it takes; `arrange(config, inputs, is_image)`, which makes of them
+`image_index` (and what else of `mask.describe` it decides) and the images as `VLM.visual_tokens` takes them, dealt out
+to the rows; and `shown(config, prompt, images, seen)`, which turns sown intermediates back into Hugging Face's outputs.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from vlm_jax.inference.inputs import fixed
+from vlm_jax.models.model import ModelConfig
+
+INPUTS: dict[type, ModuleType] = {type(None): fixed}
+
+
+def inputs_of(config: ModelConfig) -> ModuleType:
+    return INPUTS[type(config.layout)]
