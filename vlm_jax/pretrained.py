@@ -88,7 +88,7 @@ def processor_for(config: configs.RunConfig, tokenizer: tokenizers.Tokenizer) ->
         if len(tokenizer) > part.vocab_size:
             raise ValueError(f"The tokenizer has {len(tokenizer)} ids, the model {part.vocab_size}; "
                              f"raise vocab_size in config.model.")
-    processor = Processor(config.processor, tokenizer, model.vision,
+    processor = Processor(config.processor, tokenizer, model,
                           context=model.text.context if model.text else None,
                           vocab_size=model.decoder.vocab_size if model.decoder else 0)
     if config.processor.image.size != (model.vision.image_size,) * 2:

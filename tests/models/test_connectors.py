@@ -40,6 +40,14 @@ def test_mlp_with_exact_gelu_between_two_layers():
     assert np.allclose(module.apply({"params": params}, FEATURES), expected, atol=1e-4)
 
 
+def test_norm_linear_multiplies_by_one_plus_the_scale_and_adds_no_bias():
+    module = connector(ConnectorConfig("norm_linear", norm_eps=0.1), 8)
+    params = parameters(module)
+    assert {name: list(leaf) for name, leaf in params.items()} == {"norm": ["scale"], "linear_1": ["kernel"]}
+    normed = X / np.sqrt((X**2).mean(-1, keepdims=True) + 0.1) * (1 + params["norm"]["scale"])
+    assert np.allclose(module.apply({"params": params}, FEATURES), normed @ params["linear_1"]["kernel"], atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", CONNECTORS)
 def test_every_connector_maps_into_the_decoders_width(kind):
     out, _ = jax.eval_shape(connector(ConnectorConfig(kind), 8).init_with_output, jax.random.key(0), FEATURES)

@@ -37,15 +37,15 @@ class ProcessorConfig:
 
 
 class Processor:
-    """`vision` is the vision config, which decides how many tokens an image takes; `context` the text tower's row
-    length; `vocab_size` the decoder's, which may be larger than the tokenizer."""
+    """`model` is the model config (or its vision config), which decides how many tokens an image takes; `context` the
+    text tower's row length; `vocab_size` the decoder's, which may be larger than the tokenizer."""
 
-    def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer, vision, context: int | None = None,
+    def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer, model, context: int | None = None,
                  vocab_size: int = 0):
         self.config, self.tokenizer, self.context = config, tokenizer, context
         self._warned: set[int] = set()
         self.template = template(config.template)
-        self.tokens_per_image = num_visual_tokens(vision, vision.image_size, vision.image_size)
+        self.tokens_per_image = num_visual_tokens(model, *config.image.size)
         self.pad_id, self.bos_id, self.eos_id = (tokenizer.special[t] for t in (PAD, BOS, EOS))
         special = [i for i in tokenizer.special.values() if i != self.eos_id]
         self.banned_ids = (*special, *range(len(tokenizer), vocab_size))  # never to be generated

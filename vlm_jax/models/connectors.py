@@ -7,20 +7,31 @@ import dataclasses
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from vlm_jax.models.layers import Linear, activation
+from vlm_jax.models.layers import Linear, Norm, activation
+from vlm_jax.models.reducers import REDUCERS
 from vlm_jax.models.vit import Features
 
 
 @dataclasses.dataclass(frozen=True)
 class ConnectorConfig:
-    """`kind` is a name in CONNECTORS; the sizes F and D come from the parts it joins."""
+    """`kind` is a name in CONNECTORS; the sizes F and D come from the parts it joins.
+
+    `reducer`, a name in REDUCERS, first makes the features fewer: `factor` times fewer rows and columns of the grid.
+    """
 
     kind: str = "mlp"
     activation: str = "gelu"
+    norm_eps: float = 1e-6
+    reducer: str | None = None
+    factor: int = 1
 
     def __post_init__(self):
         if self.kind not in CONNECTORS:
             raise ValueError(f"Connector '{self.kind}' is unknown; choose one of {', '.join(CONNECTORS)}.")
+        if self.reducer is not None and self.reducer not in REDUCERS:
+            raise ValueError(f"Reducer '{self.reducer}' is unknown; choose one of {', '.join(REDUCERS)}, or None.")
+        if self.factor < 1 or self.reducer is None and self.factor > 1:
+            raise ValueError(f"factor {self.factor} must be at least 1, and 1 where there is no reducer.")
 
 
 class LinearConnector(nn.Module):
@@ -46,7 +57,19 @@ class MlpConnector(nn.Module):
         return Linear(self.width, name="linear_2")(x)
 
 
-CONNECTORS = {"linear": LinearConnector, "mlp": MlpConnector}
+class NormLinearConnector(nn.Module):
+    """Gemma's RMSNorm, then one linear layer without bias (Gemma 3, arXiv 2503.19786)."""
+
+    config: ConnectorConfig
+    width: int
+
+    @nn.compact
+    def __call__(self, features: Features) -> Float[Array, "b v d"]:
+        x = Norm("rms_offset", self.config.norm_eps, name="norm")(features.features)
+        return Linear(self.width, use_bias=False, name="linear_1")(x)
+
+
+CONNECTORS = {"linear": LinearConnector, "mlp": MlpConnector, "norm_linear": NormLinearConnector}
 
 
 def connector(config: ConnectorConfig, width: int, **kwargs) -> nn.Module:

@@ -11,6 +11,7 @@ from vlm_jax.models.connectors import ConnectorConfig, connector
 from vlm_jax.models.decoder import Decoder, DecoderConfig, KVCache
 from vlm_jax.models.encoders import EncoderConfig, encoder
 from vlm_jax.models.mask import SequenceInfo
+from vlm_jax.models.reducers import reduce
 
 
 def splice(
@@ -54,7 +55,8 @@ class VLM(nn.Module):
         """
         b, n = jax.tree.leaves(images)[0].shape[:2]
         out = self.vision(jax.tree.map(lambda x: x.reshape(b * n, *x.shape[2:]), images))
-        tokens = self.connector(out.patches)
+        c = self.connector_config
+        tokens = self.connector(reduce(c.reducer, c.factor, out.patches))
         self.sow("intermediates", "vision_states", out.last)
         self.sow("intermediates", "projector", tokens)
         tokens = tokens.reshape(b, n * tokens.shape[1], tokens.shape[2])

@@ -40,11 +40,13 @@ def num_visual_tokens(model: Any, width: int, height: int) -> int:
     """Visual tokens that an image of `width` x `height` pixels takes in the decoder's row.
 
     `model` is a loaded model, a model config or a vision config. A fixed-size encoder resizes every image to its
-    own `image_size`, so that V = (image_size / patch_size)^2 whatever the image: 576 at 336/14, 196 at 224/16.
+    own `image_size`, so that V = (image_size / patch_size)^2 whatever the image: 576 at 336/14, 196 at 224/16. A
+    connector with a reducer leaves `factor` times fewer rows and columns of them: 256 at 896/14 with 4.
     """
     if width < 1 or height < 1:
         raise ValueError(f"An image of {width} x {height} pixels has no tokens; width and height must be positive.")
-    for child in ("config", "vision"):  # a loaded model holds a config, a model config holds the vision config
-        model = getattr(model, child, model)
-    rows, columns = patch_grid(model.image_size, model.patch_size, getattr(model, "drop_remainder", False))
-    return rows * columns
+    model = getattr(model, "config", model)  # a loaded model holds a config, a model config holds the vision config
+    vision, connector = getattr(model, "vision", model), getattr(model, "connector", None)
+    rows, columns = patch_grid(vision.image_size, vision.patch_size, getattr(vision, "drop_remainder", False))
+    factor = 1 if connector is None else connector.factor
+    return (rows // factor) * (columns // factor)
