@@ -48,6 +48,12 @@ def test_norm_linear_multiplies_by_one_plus_the_scale_and_adds_no_bias():
     assert np.allclose(module.apply({"params": params}, FEATURES), normed @ params["linear_1"]["kernel"], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_biases_can_be_left_out(kind):
+    tree = parameters(connector(ConnectorConfig(kind, bias=False), 8))
+    assert all(list(layer) == ["kernel"] for layer in tree.values())
+
+
 @pytest.mark.parametrize("kind", CONNECTORS)
 def test_every_connector_maps_into_the_decoders_width(kind):
     out, _ = jax.eval_shape(connector(ConnectorConfig(kind), 8).init_with_output, jax.random.key(0), FEATURES)

@@ -100,6 +100,19 @@ def test_feature_layers_count_as_in_hugging_face(clip):
     assert np.abs(hidden[-1] - hidden[-2]).max() > 0.1
 
 
+def test_features_of_several_layers_are_joined_and_may_begin_elsewhere(clip):
+    params, hidden = clip
+    both = run(dataclasses.replace(CLIP, feature_layer=(-2, 0)), params).patches
+    assert np.allclose(both.features, np.concatenate([hidden[1], hidden[0]], axis=-1)[:, 1:], atol=1e-5)
+    for start, extra in ((0, 1), (1, 0), (2, -1)):
+        config = dataclasses.replace(CLIP, feature_start=start)
+        patches = run(config, params).patches
+        assert np.allclose(patches.features, hidden[-2][:, start:], atol=1e-5)
+        places = [[-1, -1], *([row, column] for row in range(3) for column in range(3))]
+        assert patches.positions[1].tolist() == places[start:] and patches.mask.shape == (2, 9 + extra)
+        assert num_visual_tokens(config, 12, 12) == 9 + extra
+
+
 def test_mean_pooling_has_no_class_token():
     params = parameters(MEAN)
     assert "class_token" not in params and "norm_pre" not in params and "bias" in params["patch_embed"]
@@ -158,6 +171,7 @@ def test_images_of_another_size_are_refused(clip):
     (dict(pool="max"), "pool 'max' is unknown"),
     (dict(feature_layer=3), "feature_layer 3 does not exist in a tower of 2 layers"),
     (dict(feature_layer=-4), "feature_layer -4 does not exist"),
+    (dict(feature_layer=(0, 3)), "feature_layer 3 does not exist"),
 ])
 def test_configs_that_cannot_be_honoured(change, message):
     with pytest.raises(ValueError, match=message):

@@ -14,13 +14,15 @@ from vlm_jax.models.vit import Features
 
 @dataclasses.dataclass(frozen=True)
 class ConnectorConfig:
-    """`kind` is a name in CONNECTORS; the sizes F and D come from the parts it joins.
+    """`kind` is a name in CONNECTORS; the sizes F and D come from the parts it joins. `bias` is that of
+    the linear layers of "linear" and "mlp".
 
     `reducer`, a name in REDUCERS, first makes the features fewer: `factor` times fewer rows and columns of the grid.
     """
 
     kind: str = "mlp"
     activation: str = "gelu"
+    bias: bool = True
     norm_eps: float = 1e-6
     reducer: str | None = None
     factor: int = 1
@@ -42,7 +44,7 @@ class LinearConnector(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features) -> Float[Array, "b v d"]:
-        return Linear(self.width, name="linear_1")(features.features)
+        return Linear(self.width, self.config.bias, name="linear_1")(features.features)
 
 
 class MlpConnector(nn.Module):
@@ -53,8 +55,9 @@ class MlpConnector(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features) -> Float[Array, "b v d"]:
-        x = activation(self.config.activation)(Linear(self.width, name="linear_1")(features.features))
-        return Linear(self.width, name="linear_2")(x)
+        c = self.config
+        x = activation(c.activation)(Linear(self.width, c.bias, name="linear_1")(features.features))
+        return Linear(self.width, c.bias, name="linear_2")(x)
 
 
 class NormLinearConnector(nn.Module):

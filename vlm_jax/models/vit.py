@@ -19,7 +19,8 @@ from vlm_jax.models.transformer import TransformerConfig, apply_blocks, declare_
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """`feature_layer` counts hidden states as Hugging Face does: 0 is the input of the first block, -1 the output of
-    the last, -2 the layer before it (LLaVA). `pool` is "cls" (a class token), "mean" (over the patches) or "map" (a
+    the last, -2 the layer before it (LLaVA); the features of several layers are joined. Features begin with token
+    `feature_start`: None is the first patch, 0 the class token where there is one. `pool` is "cls" (a class token), "mean" (over the patches) or "map" (a
     learned query attends to the patches). `drop_remainder` takes patches that do not tile the image, as a valid
     convolution does: SigLIP So400m cuts 384 pixels into 27 patches of 14, and never sees the last 6."""
 
@@ -29,7 +30,8 @@ class ViTConfig:
     pool: str = "cls"
     pre_norm: bool = True
     patch_bias: bool = False
-    feature_layer: int = -2
+    feature_layer: int | tuple[int, ...] = -2
+    feature_start: int | None = None
     drop_remainder: bool = False
 
     def __post_init__(self):
@@ -37,13 +39,28 @@ class ViTConfig:
         if self.pool not in ("cls", "mean", "map"):
             raise ValueError(f"pool '{self.pool}' is unknown; choose 'cls', 'mean' or 'map'.")
         layers = self.transformer.layers
-        if not -layers - 1 <= self.feature_layer <= layers:
-            raise ValueError(f"feature_layer {self.feature_layer} does not exist in a tower of {layers} layers.")
+        for layer in self.feature_layers:
+            if not -layers - 1 <= layer <= layers:
+                raise ValueError(f"feature_layer {layer} does not exist in a tower of {layers} layers.")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return patch_grid(self.image_size, self.patch_size, self.drop_remainder)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches."""
+        return 1 if self.pool == "cls" else 0
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        return self.feature_layer if isinstance(self.feature_layer, tuple) else (self.feature_layer,)
+
+    @property
+    def extra_features(self) -> int:
+        """How many more tokens than patches are handed on: 1 with the class token, -1 without the first patch."""
+        return 0 if self.feature_start is None else self.prefix - self.feature_start
 
     def blank(self, n: int = 1) -> Float[Array, "n h w 3"]:
         """n empty images, as the encoder takes them."""
@@ -54,7 +71,8 @@ class ViTConfig:
 class Features:
     """What the eyes hand on: the contract between an encoder and everything after it.
 
-    features: [b, V, F] float; positions: [b, V, 2] int32, row and column in the patch grid; mask: [b, V] bool, real.
+    features: [b, V, F] float; positions: [b, V, 2] int32, row and column in the patch grid (-1, -1 for a class token);
+    mask: [b, V] bool, real.
     """
 
     features: Float[Array, "b v f"]
@@ -104,15 +122,14 @@ class ViT(nn.Module):
 
     @property
     def prefix(self) -> int:
-        """Tokens in front of the patches."""
-        return 1 if self.config.pool == "cls" else 0
+        return self.config.prefix
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
         """Encodes images of image_size x image_size pixels, already normalised by the model's preprocessing."""
         states = self.states(images)
         last = states[-1] if self.prefix else self.norm_post(states[-1])
-        patches = self._features(states[self.config.feature_layer][:, self.prefix:])
-        return VisionOutput(self.pool(states[-1]), patches, last)
+        features = jnp.concatenate([states[layer] for layer in self.config.feature_layers], axis=-1)
+        return VisionOutput(self.pool(states[-1]), self._features(features), last)
 
     def states(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b n w"]]:
         """[input of the first block, its output, ..., the last block's], with the class token where there is one."""
@@ -138,7 +155,11 @@ class ViT(nn.Module):
         x = x + self.position_embedding.astype(x.dtype)
         return self.norm_pre(x) if self.config.pre_norm else x
 
-    def _features(self, x: Float[Array, "b v f"]) -> Features:
+    def _features(self, x: Float[Array, "b n f"]) -> Features:
+        """What is handed on of all tokens, the class token first where there is one."""
         rows, columns = self.config.grid
+        start = self.prefix if self.config.feature_start is None else self.config.feature_start
         grid = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
+        grid = jnp.pad(grid, ((self.prefix, 0), (0, 0)), constant_values=-1)[start:]
+        x = x[:, start:]
         return Features(x, jnp.broadcast_to(grid, (x.shape[0], *grid.shape)), jnp.ones(x.shape[:2], bool))

@@ -49,4 +49,4 @@ def num_visual_tokens(model: Any, width: int, height: int) -> int:
     vision, connector = getattr(model, "vision", model), getattr(model, "connector", None)
     rows, columns = patch_grid(vision.image_size, vision.patch_size, getattr(vision, "drop_remainder", False))
     factor = 1 if connector is None else connector.factor
-    return (rows // factor) * (columns // factor)
+    return (rows // factor) * (columns // factor) + getattr(vision, "extra_features", 0)
