@@ -79,6 +79,19 @@ def test_splice_random_rows():
     assert np.array_equal(splice(text.astype(np.float32), visual.astype(np.float32), index), expected)
 
 
+def test_splice_weighted_sums():
+    rng = np.random.default_rng(0)
+    text, visual = (rng.normal(size=(2, n, 3)).astype(np.float32) for n in (6, 5))
+    index, weight = rng.integers(0, 5, (2, 6, 4)), rng.random((2, 6, 4)).astype(np.float32)
+    index[0, 2] = index[1, 5] = -1
+    expected = text.copy()
+    for b in range(2):
+        for t in range(6):
+            if index[b, t, 0] >= 0:
+                expected[b, t] = sum(weight[b, t, i] * visual[b, index[b, t, i]] for i in range(4))
+    assert np.allclose(splice(text, visual, index, weight), expected, atol=1e-5)
+
+
 def test_every_layout_is_the_decoder_on_embeddings_put_together_by_hand(params, logits):
     visual = np.asarray(apply({"params": params}, IMAGES, method="visual_tokens"))
     assert visual.shape == (4, 2 * V, LLAMA.width)

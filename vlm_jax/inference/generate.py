@@ -37,12 +37,12 @@ class Decoding:
 
 def prefill(
     model: VLM, params: Params, tokens: Int[Array, "b t"], info: SequenceInfo, visual: Float[Array, "b m d"] | None,
-    image_index: Int[Array, "b t"] | None, cache: KVCache,
+    image_index: Int[Array, "b t *k"] | None, cache: KVCache, image_weight: Float[Array, "b t k"] | None = None,
 ) -> tuple[Float[Array, "b v"], KVCache]:
     """Reads tokens into the cache, behind those it holds; returns the logits after each row's last real token,
     wherever its padding is."""
     info = info.replace(order=info.order + cache.info.order.max())
-    hidden, cache = model.apply({"params": params}, tokens, info, visual, image_index, cache, method="hidden")
+    hidden, cache = model.apply({"params": params}, tokens, info, visual, image_index, cache, image_weight, method="hidden")
     slots = jnp.arange(tokens.shape[1])
     last = jnp.max(jnp.where(info.segment_ids != PADDING, slots, 0), axis=1)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
@@ -105,7 +105,7 @@ def _generate(model, params, prompt, images, rng, *, steps, sampler, eos_ids, pa
     visual = None
     if images is not None:
         visual = model.apply({"params": params}, cast(images, dtype), method="visual_tokens")
-    logits, cache = prefill(model, params, tokens, info, visual, prompt["image_index"], cache)
+    logits, cache = prefill(model, params, tokens, info, visual, prompt["image_index"], cache, prompt.get("image_weight"))
     position = info.positions.max(axis=1) + 1
     return decode(model, params, logits, cache, position, rng, steps=steps, sampler=sampler, eos_ids=eos_ids,
                   pad_id=pad_id, banned=banned)[0]
@@ -119,7 +119,8 @@ def generate(
     """New tokens only, int32 [b, max_new_tokens]; greedy unless the sampler says otherwise.
 
     prompt: tokens, segment_ids (0, or -1 for padding on either side), image_index, int32 [b, t], and perhaps positions,
-    mask_ar, image_ids and axes (see `mask.describe`). images: as `VLM.visual_tokens` takes them. The greedy result of a row does not depend on the other rows nor on its padding.
+    mask_ar, image_ids and axes (see `mask.describe`), and image_weight (see `vlm.splice`). images: as
+    `VLM.visual_tokens` takes them. The greedy result of a row does not depend on the other rows nor on its padding.
     """
     rng = jax.random.key(0) if rng is None else rng
     return _generate(model, params, prompt, images, rng, steps=max_new_tokens, sampler=sampler,

@@ -60,7 +60,7 @@ def generate(
 
 
 def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], ids: TokenIds) -> tuple[Arrays, Any]:
-    """(prompt, images) as `generate` takes them: int32 [b, t] each, and the layout's images or None."""
+    """(prompt, images) as `generate` takes them: int32 but for image_weight, and the layout's images or None."""
     inputs = {name: value for name, value in inputs.items() if value is not None}
     layout = inputs_of(config)
     known = TEXT + layout.NAMES
@@ -79,7 +79,8 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], ids: TokenIds
         prompt |= fields
     elif is_image.any():
         raise ValueError("input_ids have image tokens, but there are no pixel_values.")
-    return {name: value.astype(np.int32) for name, value in prompt.items()}, images
+    kind = lambda name: np.float32 if name == "image_weight" else np.int32
+    return {name: value.astype(kind(name)) for name, value in prompt.items()}, images
 
 
 def _text(config: ModelConfig, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, np.ndarray]:
@@ -127,7 +128,7 @@ def _apply(model: VLM, prompt, images):
     x = model.decoder.embed(prompt["tokens"])
     if images is not None:
         visual = model.visual_tokens(generation.cast(images, x.dtype))
-        x = splice(x, visual, prompt["image_index"])
+        x = splice(x, visual, prompt["image_index"], prompt.get("image_weight"))
     states = model.decoder.states(x, info)
     real = (prompt["segment_ids"] != PADDING)[..., None]
     return {"logits": jnp.where(real, model.decoder.logits(states[-1]), 0),

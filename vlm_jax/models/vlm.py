@@ -15,14 +15,22 @@ from vlm_jax.models.reducers import reduce
 
 
 def splice(
-    text: Float[Array, "b t d"], visual: Float[Array, "b m d"], image_index: Int[Array, "b t"]
+    text: Float[Array, "b t d"], visual: Float[Array, "b m d"], image_index: Int[Array, "b t *k"],
+    image_weight: Float[Array, "b t k"] | None = None,
 ) -> Float[Array, "b t d"]:
     """Puts visual token `image_index` of its row where the index is 0 or more, and leaves text where it is -1.
 
     In front, interleaved and between delimiters are all this: the row's layout is in the index, not in the shapes.
+    With `image_weight`, a token is the weighted sum of k visual tokens, and text where the first of its k indices is
+    -1: so that a grid of tokens can be resized (LLaVA-OneVision) before it is read.
     """
-    picked = jnp.take_along_axis(visual, jnp.maximum(image_index, 0)[..., None], axis=1)
-    return jnp.where((image_index >= 0)[..., None], picked.astype(text.dtype), text)
+    pick = lambda index: jnp.take_along_axis(visual, jnp.maximum(index, 0)[..., None], axis=1)
+    if image_weight is None:
+        shown, picked = image_index >= 0, pick(image_index)
+    else:  # one neighbour after the other: never k times the tokens at once
+        shown, weight = image_index[..., 0] >= 0, image_weight[..., None].astype(visual.dtype)
+        picked = sum(pick(image_index[..., i]) * weight[:, :, i] for i in range(image_index.shape[2]))
+    return jnp.where(shown[..., None], picked.astype(text.dtype), text)
 
 
 class VLM(nn.Module):
@@ -70,13 +78,14 @@ class VLM(nn.Module):
         tokens: Int[Array, "b t"],
         info: SequenceInfo,
         visual: Float[Array, "b m d"] | None = None,
-        image_index: Int[Array, "b t"] | None = None,
+        image_index: Int[Array, "b t *k"] | None = None,
         cache: KVCache | None = None,
+        image_weight: Float[Array, "b t k"] | None = None,
     ) -> tuple[Float[Array, "b t d"], KVCache | None]:
         """Final hidden states; without visual tokens this is the plain language model."""
         x = self.decoder.embed(tokens)
         if visual is not None:
-            x = splice(x, visual, image_index)
+            x = splice(x, visual, image_index, image_weight)
         return self.decoder.hidden(x, info, cache)
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t vocab"]:
