@@ -83,6 +83,26 @@ def test_seeds_and_stages_have_orders_of_their_own(numbered):
     assert seen(config, seeds[0], 0, 3) == seen(config, stage_seed(0, "align"), 0, 3)
 
 
+# Hosts.
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_read_disjoint_rows_whose_union_is_the_batch(hosts):
+    config = DataConfig(SceneConfig(size=50), 8, PairsConfig(augment=Augmentation((0.3, 0.9), flip=True)))
+    whole = list(batches(config, PROCESSOR, 3, 2, 6))
+    for rows in (np.arange(8).reshape(hosts, -1), np.arange(8).reshape(-1, hosts).T):  # in blocks, and in turn
+        parts = [list(batches(config, PROCESSOR, 3, 2, 6, part.tolist())) for part in rows]
+        for step, batch in enumerate(whole):
+            for part, read in zip(rows, parts):
+                assert equal(read[step], {name: value[part] for name, value in batch.items()})
+
+
+@pytest.mark.parametrize("rows", [[], [0, 8], [-1, 0], [1, 0], [0, 0]])
+def test_rows_that_no_batch_has_are_refused(rows):
+    with pytest.raises(ValueError, match="some of the rows 0 to 7 in ascending order"):
+        batches(DataConfig(SOURCE, 8, PAIRS), PROCESSOR, 0, 0, 1, rows)
+
+
 # Epochs.
 
 

@@ -53,7 +53,7 @@ def on_a_line():
     """Puts the line in the place of the model and its data; returns which steps' data were asked for."""
     asked = []
 
-    def batches(config, processor, seed, start, stop):
+    def batches(config, processor, seed, start, stop, rows):
         asked.append((seed, start, stop))
         steps = range(start, stop)
         return ({"x": np.random.default_rng([seed, k]).random(config.batch, np.float32)} for k in steps)

@@ -23,7 +23,7 @@ from vlm_jax.objectives.registry import make_objective
 from vlm_jax.training import sharding
 from vlm_jax.training.rules import flatten, unflatten
 from vlm_jax.training.sharding import (
-    MeshConfig, check_batch, leaf_spec, make_mesh, put_batch, state_shardings)
+    MeshConfig, check_batch, host_rows, leaf_spec, make_mesh, put_batch, state_shardings)
 from vlm_jax.training.state import fresh_state, sharded
 from vlm_jax.training.step import compile_step
 
@@ -99,6 +99,7 @@ def test_small_leaves_stay_whole():
 
 def test_a_batch_is_split_along_its_examples():
     mesh = mesh_of(data=2, fsdp=2, tensor=2)
+    assert host_rows(8, mesh) == list(range(8))  # one process holds every device
     batch = put_batch({"x": np.arange(24, dtype=np.int32).reshape(8, 3)}, mesh)
     assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 3)}
     assert np.array_equal(batch["x"], np.arange(24).reshape(8, 3))

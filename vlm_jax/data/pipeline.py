@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from typing import ClassVar, Iterator
+from typing import Any, ClassVar, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -76,17 +76,43 @@ def stage_seed(seed: int, stage: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(stage.encode())]).generate_state(1)[0])
 
 
-def dataset(config: DataConfig, processor: Processor, seed: int) -> grain.MapDataset:
-    """The endless data set of batches: element k is the batch of step k, whoever reads it and whenever."""
-    return (grain.MapDataset.source(open_source(config.source)).seed(seed).shuffle().repeat(reseed_each_epoch=True)
-            .random_map(lambda record, rng: example(record, processor, config.format, rng))
-            .batch(config.batch))
+def dataset(config: DataConfig, processor: Processor, seed: int, rows: Sequence[int] | None = None) -> grain.MapDataset:
+    """The endless data set of batches: element k is the batch of step k, whoever reads it and whenever.
+
+    With `rows`, only these rows of it (see `batches`).
+    """
+    examples = (grain.MapDataset.source(open_source(config.source)).seed(seed).shuffle().repeat(reseed_each_epoch=True)
+                .random_map(lambda record, rng: example(record, processor, config.format, rng)))
+    rows = range(config.batch) if rows is None else rows
+    return HostRows(examples, config.batch, rows).batch(len(rows))
 
 
-def batches(config: DataConfig, processor: Processor, seed: int, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of steps start to stop - 1, prepared by background threads while the device computes."""
+class HostRows(grain.MapDataset):
+    """The examples of each batch of `batch` that one host reads: those in the places `rows`, ascending."""
+
+    def __init__(self, parent: grain.MapDataset, batch: int, rows: Sequence[int]):
+        super().__init__(parent)
+        self._batch, self._rows = batch, tuple(rows)
+        if not self._rows or self._rows[0] < 0 or self._rows[-1] >= batch or sorted(set(rows)) != list(rows):
+            raise ValueError(f"A host reads some of the rows 0 to {batch - 1} in ascending order, not {list(rows)}.")
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch * len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        step, place = divmod(index, len(self._rows))
+        return self._parent[step * self._batch + self._rows[place]]
+
+
+def batches(config: DataConfig, processor: Processor, seed: int, start: int, stop: int,
+            rows: Sequence[int] | None = None) -> Iterator[Batch]:
+    """The batches of steps start to stop - 1, prepared by background threads while the device computes.
+
+    `rows`: the places in the (global) batch that this host needs, ascending; None is all of them. Hosts whose devices
+    hold replicas of one another name the same rows and get the same data.
+    """
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return iter(dataset(config, processor, seed).slice(slice(start, stop)).to_iter_dataset(options))
+    return iter(dataset(config, processor, seed, rows).slice(slice(start, stop)).to_iter_dataset(options))
 
 
 def texts(source: Source, count: int, chat: ChatTemplate) -> Iterator[str]:

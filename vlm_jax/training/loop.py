@@ -19,7 +19,7 @@ from vlm_jax.objectives.registry import ObjectiveConfig, make_objective
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import OptimizerConfig, count, make_optimizer, peak_rate, schedule, trainable_paths
 from vlm_jax.training.rules import Rules, flatten
-from vlm_jax.training.sharding import check_batch, put_batch, state_shardings
+from vlm_jax.training.sharding import check_batch, host_rows, put_batch, state_shardings
 from vlm_jax.training.state import TrainState, fresh_state, sharded
 from vlm_jax.training.step import compile_step
 from vlm_jax.weights.checkpoints import Checkpoints
@@ -102,7 +102,8 @@ def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: i
     rate = peak_rate(stage.trainable, list(flatten(state.params)))
     announce(name, stage, state, parts["paths"])
     clock = Clock(stage.data.batch)
-    data = batches(stage.data, run.processor, stage_seed(run.seed, name), start, stage.steps)
+    data = batches(stage.data, run.processor, stage_seed(run.seed, name), start, stage.steps,
+                   host_rows(stage.data.batch, run.mesh))
     metrics = None
     for step in range(start + 1, stage.steps + 1):
         batch = put_batch(clock.next(data), run.mesh)

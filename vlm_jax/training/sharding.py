@@ -66,6 +66,15 @@ def check_batch(size: int, mesh: Mesh) -> None:
                          f"use a multiple of {parts}.")
 
 
+def host_rows(size: int, mesh: Mesh) -> list[int]:
+    """The rows of a global batch that this process's devices hold, ascending: what `put_batch` takes on this process.
+
+    Devices along `tensor` and `context` hold the same rows, also where they belong to other processes.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return sorted({row for (rows,) in held for row in range(*rows.indices(size))})
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Host arrays to global device arrays."""
     sharding = batch_sharding(mesh)
