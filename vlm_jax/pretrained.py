@@ -88,6 +88,9 @@ def processor_for(config: configs.RunConfig, tokenizer: tokenizers.Tokenizer) ->
         if len(tokenizer) > part.vocab_size:
             raise ValueError(f"The tokenizer has {len(tokenizer)} ids, the model {part.vocab_size}; "
                              f"raise vocab_size in config.model.")
+    if model.decoder and IMAGE not in tokenizer.special:
+        raise ValueError("The tokenizer has no image token, which a decoder needs; 'clip' is for contrastive stages "
+                         "alone.")
     processor = Processor(config.processor, tokenizer, model,
                           context=model.text.context if model.text else None,
                           vocab_size=model.decoder.vocab_size if model.decoder else 0)
@@ -114,7 +117,7 @@ def load_pretrained(path: epath.PathLike, dtype: str | None = "float32") -> Pret
         return _published(path, lambda config: folder.load_params(path, config, dtype))
     config = configs.resolve(values)
     processor = processor_for(config, tokenizers.load(path / "tokenizer.json"))
-    ids = TokenIds(processor.tokenizer.special[IMAGE], (processor.eos_id,), processor.pad_id, processor.banned_ids)
+    ids = TokenIds(processor.tokenizer.special.get(IMAGE), (processor.eos_id,), processor.pad_id, processor.banned_ids)
     return Pretrained(config.model, _newest(path, config.model, dtype), processor, ids)
 
 

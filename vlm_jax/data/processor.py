@@ -19,7 +19,8 @@ from vlm_jax.models.tokens import num_visual_tokens
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorConfig:
-    """`tokenizer` is a tokenizer.json or a workdir to take it from; empty trains one of `vocab_size` ids.
+    """`tokenizer` is a tokenizer.json or a workdir to take it from, or "clip", the standard one of contrastive
+    pretraining (49,408 ids, end 49407, rows of 77); empty trains one of `vocab_size` ids.
 
     `template` and `layout` (interleaved, front, delimited) say how a conversation becomes a row.
     """

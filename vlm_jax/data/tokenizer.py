@@ -1,4 +1,5 @@
-"""The tokenizer: a byte-level BPE through the `tokenizers` library, trained on a run's own text or loaded from a file.
+"""The tokenizer: a byte-level BPE through the `tokenizers` library, trained on a run's own text, loaded from a file, or
+CLIP's by its name.
 
 Any text can be encoded (bytes are its alphabet), and no text becomes a special token: those enter as ids, never as
 strings.
@@ -6,28 +7,47 @@ strings.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Iterable, Sequence
+from typing import Callable, Iterable, Mapping, Sequence
 
 import tokenizers
 from etils import epath
 
+from vlm_jax.data.clip import bpe as clip
+
 PAD, BOS, EOS, IMAGE, IMAGE_START, IMAGE_END = SPECIAL_TOKENS = (
     "<pad>", "<s>", "</s>", "<image>", "<image_start>", "<image_end>")
+NAMED = {"clip": clip.openai}  # tokenizers that come with the package
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """The vocabulary's own names of the special tokens, and what is done to a text before it is encoded."""
+
+    names: Mapping[str, str]
+    clean: Callable[[str], str] = str
+
+
+OWN = Convention({token: token for token in SPECIAL_TOKENS})
+# OpenAI pads with id 0, which is "!": it stands behind the end token, where nothing looks.
+CLIP = Convention({PAD: "!", BOS: clip.BEGIN, EOS: clip.END}, clip.clean)
 
 
 class Tokenizer:
-    """Encodes plain text; `special` maps each special token to its id."""
+    """Encodes plain text; `special` maps each special token to its id. CLIP's vocabulary has none for images."""
 
     def __init__(self, backend: tokenizers.Tokenizer):
         backend.encode_special_tokens = True  # "</s>" in a user's text is five characters, not the end token
         self.backend = backend
-        self.special = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
+        convention = CLIP if backend.token_to_id(clip.END) is not None else OWN
+        self.special = {token: backend.token_to_id(name) for token, name in convention.names.items()}
         missing = [token for token, number in self.special.items() if number is None]
         if missing:
             raise ValueError(f"The tokenizer has no {', '.join(missing)}; train it with vlm_jax.data.tokenizer.train.")
         # Templates and short answers come again and again: a cache takes most of the cost of a row.
-        self._ids = functools.lru_cache(maxsize=2**14)(lambda text: backend.encode(text, add_special_tokens=False).ids)
+        self._ids = functools.lru_cache(maxsize=2**14)(
+            lambda text: backend.encode(convention.clean(text), add_special_tokens=False).ids)
 
     def __len__(self) -> int:
         """Number of ids."""
@@ -46,7 +66,9 @@ class Tokenizer:
 
 
 def load(path: epath.PathLike) -> Tokenizer:
-    """Reads a `tokenizer.json`, or the one in a workdir."""
+    """Reads a `tokenizer.json`, or the one in a workdir, or takes the one of that name in NAMED."""
+    if path in NAMED:
+        return Tokenizer(NAMED[path]())
     path = epath.Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.exists():

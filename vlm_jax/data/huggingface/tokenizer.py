@@ -10,13 +10,13 @@ from typing import Any, Mapping, Sequence
 
 import tokenizers
 from etils import epath
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, normalizers, processors
 
+from vlm_jax.data.clip import bpe as clip
 from vlm_jax.data.huggingface import sentencepiece
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 NO_LENGTH = 1_000_000  # transformers writes 1e30 as model_max_length where there is none
-_CLIP_WORDS = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 _ENDS_WITHOUT_BEGIN = ("SiglipTokenizer", "T5Tokenizer")
 
 
@@ -30,6 +30,8 @@ class HfTokenizer:
                  hidden: frozenset[int] = frozenset()):
         backend.no_padding()  # rows are padded by the processor, which knows what they are for
         backend.no_truncation()
+        if getattr(backend.model, "end_of_word_suffix", None) == clip.WORD_END:
+            backend.decoder = clip.decoder()  # CLIP's files leave the marks in the text
         self.backend, self.special, self.max_length, self._hidden = backend, dict(special), max_length, hidden
 
     def tokenize(self, text: str, special: bool = True, max_length: int | None = None) -> list[int]:
@@ -46,9 +48,7 @@ class HfTokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of ids, special tokens written out unless skipped."""
         ids = [int(i) for i in ids if int(i) not in self._hidden]
-        text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        suffix = getattr(self.backend.model, "end_of_word_suffix", None)  # CLIP's mark of the end of a word
-        return text.replace(suffix, " ").strip() if suffix else text
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def id(self, name: str) -> int | None:
         """Id of a special token by its name, `pad_token`; None where the checkpoint has none."""
@@ -75,7 +75,7 @@ def load(folder: epath.PathLike) -> HfTokenizer | None:
         _complete(backend, folder, config, special)
         return HfTokenizer(backend, special, length)
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        ends = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+        ends = {"bos_token": clip.BEGIN, "eos_token": clip.END, "pad_token": clip.END}
         return HfTokenizer(_clip(folder), ends | special, length or 77)
     return None
 
@@ -129,20 +129,11 @@ def _complete(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mapping
 def _clip(folder: epath.Path) -> tokenizers.Tokenizer:
     """CLIP's byte-level BPE of lower-cased words, from its two original files."""
     vocabulary = read_json(folder / "vocab.json")
-    if "<|startoftext|>" not in vocabulary:
+    if clip.BEGIN not in vocabulary:
         raise ValueError(f"{folder}/vocab.json is not CLIP's; other tokenizers need a tokenizer.json.")
     lines = [line.split() for line in (folder / "merges.txt").read_text().splitlines()]
-    merges = [tuple(line) for line in lines if len(line) == 2 and line[0] != "#version:"]
-    begin, end = "<|startoftext|>", "<|endoftext|>"
-    backend = tokenizers.Tokenizer(models.BPE(
-        vocabulary, merges, unk_token=end, continuing_subword_prefix="", end_of_word_suffix="</w>"))
-    backend.normalizer = normalizers.Sequence([
-        normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_CLIP_WORDS), "removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(text, normalized=False) for text in (begin, end)])
+    backend = clip.build(vocabulary, [tuple(line) for line in lines if len(line) == 2 and line[0] != "#version:"])
     backend.post_processor = processors.RobertaProcessing(
-        (end, vocabulary[end]), (begin, vocabulary[begin]), trim_offsets=False, add_prefix_space=False)
+        (clip.END, vocabulary[clip.END]), (clip.BEGIN, vocabulary[clip.BEGIN]), trim_offsets=False,
+        add_prefix_space=False)
     return backend

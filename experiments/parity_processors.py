@@ -1,0 +1,120 @@
+"""python -m experiments.parity_processors DIR_OF_FOLDERS [--only NAME]
+
+The processors of published checkpoints. A folder with a `cases.json` (texts, ids, decoded texts, conversations) is a
+tokenizer's. One with a `reference.npz` that has keys `<case>/raw/<name>` is a checkpoint's: of the raw images and
+prompts, given as text and as messages, its processor must make exactly `<case>/in/<name>` (pixels within one grey
+level). Prints what differs in every folder, and exits 1 where anything does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any, Iterator
+
+import numpy as np
+from PIL import Image
+
+import vlm_jax
+from experiments.parity import part
+
+GREY_LEVEL = 1 / 255 / 0.25  # in normalised pixels; the standard deviations that processors divide by are larger
+Check = tuple[str, Any, Any]  # what, ours, wanted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.parity_processors", description=__doc__,
+                                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=pathlib.Path)
+    parser.add_argument("--only", action="append", help="a folder's name; may be repeated")
+    args = parser.parse_args()
+    found = [folder for folder in sorted(args.folders.iterdir()) if not args.only or folder.name in args.only]
+    good = [show(folder.name, checks) for folder in found if (checks := checks_of(folder)) is not None]
+    if not good:
+        sys.exit(f"error: no folder with a cases.json or with raw inputs in a reference.npz in {args.folders}.")
+    sys.exit(0 if all(good) else 1)
+
+
+def checks_of(folder: pathlib.Path) -> Iterator[Check] | None:
+    if (folder / "cases.json").exists():
+        return tokenizer_checks(folder)
+    reference = folder / "reference.npz"
+    if reference.exists() and any("/raw/" in key for key in np.load(reference)):
+        return checkpoint_checks(folder)
+    return None
+
+
+def tokenizer_checks(folder: pathlib.Path) -> Iterator[Check]:
+    """Every string and conversation of a cases.json. `decoded` has the special tokens where `decoded_plain` is too."""
+    p, cases = vlm_jax.load_processor(folder), json.loads((folder / "cases.json").read_text())
+    for case in cases["cases"]:
+        yield f"ids of {case['text']!r}", p.tokenize(case["text"]), case["ids"]
+        plain = case.get("decoded_plain", case["decoded"])
+        yield f"plain text of {case['ids']}", p.decode(case["ids"], skip_special_tokens=True), plain
+        if "decoded_plain" in case:
+            yield f"text of {case['ids']}", p.decode(case["ids"]), case["decoded"]
+    if cut := cases.get("truncated_to_77"):
+        yield "ids cut to 77", p.tokenizer.tokenize(cut["text"], max_length=77), cut["ids"]
+    for case in cases.get("chat", []):
+        text = p.chat(case["messages"], case["add_generation_prompt"])
+        yield f"chat {case['text']!r}", text, case["text"]
+        yield f"ids of chat {case['text']!r}", p.tokenizer.tokenize(text, special=False), case["ids"]
+
+
+def checkpoint_checks(folder: pathlib.Path) -> Iterator[Check]:
+    """Every array of every case, from text and from messages."""
+    reference = np.load(folder / "reference.npz")
+    try:
+        p = vlm_jax.load_processor(folder)
+    except ValueError as error:
+        yield "load", str(error), "no error"
+        return
+    names = list(dict.fromkeys(key.split("/")[0] for key in reference))
+    for case in names:
+        wanted = part(reference, case, "in")
+        raw = part(reference, case, "raw") or part(reference, "batch", "raw")  # `right` is the first two of `batch`
+        for kind, prompts in ways(raw, len(wanted["input_ids"])).items():
+            try:
+                got = p(**prompts, padding_side="right" if case == "right" else "left")
+            except ValueError as error:
+                yield f"{case} {kind}", str(error), "no error"
+                continue
+            yield f"{case} {kind} names", sorted(got), sorted(wanted)
+            for name in sorted(set(got) & set(wanted)):
+                yield f"{case} {kind} {name}", got[name], wanted[name]
+
+
+def ways(raw: dict[str, np.ndarray], rows: int) -> dict[str, dict[str, Any]]:
+    """The first `rows` prompts of a case with their images, by the name of each way in which they are given."""
+    pictures = iter([Image.fromarray(raw[f"image_{i}"]) for i in range(sum(key.startswith("image_") for key in raw))])
+    counts = raw.get("images_per_prompt")
+    images = [list(pictures)] if counts is None else [[next(pictures) for _ in range(n)] for n in counts[:rows]]
+    given = {"text": {"text": [str(text) for text in raw["text"][:rows]], "images": images}}
+    if "messages" in raw:
+        given["messages"] = {"messages": json.loads(str(raw["messages"]))[:rows], "images": images}
+    return given
+
+
+def differs(got: Any, wanted: Any) -> str:
+    """What is different, in words; empty where nothing is."""
+    if not isinstance(wanted, np.ndarray):
+        return "" if got == wanted else f"{got!r:.300} instead of {wanted!r:.300}"
+    if got.dtype != wanted.dtype or got.shape != wanted.shape:
+        return f"{got.dtype} {got.shape} instead of {wanted.dtype} {wanted.shape}"
+    if wanted.dtype.kind == "f":
+        error = np.abs(got - wanted).max(initial=0)
+        return "" if error <= GREY_LEVEL else f"largest difference {error:.3g}"
+    return "" if np.array_equal(got, wanted) else f"{(got != wanted).sum()} of {wanted.size} values"
+
+
+def show(name: str, checks: Iterator[Check]) -> bool:
+    results = [(what, differs(got, wanted)) for what, got, wanted in checks]
+    wrong = [f"    {what}: {how}" for what, how in results if how]
+    print(f"{name:24} {len(results) - len(wrong)} of {len(results)} equal", *wrong, sep="\n", flush=True)
+    return not wrong
+
+
+if __name__ == "__main__":
+    main()
