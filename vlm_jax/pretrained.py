@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Callable, Sequence
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
@@ -16,12 +17,11 @@ from vlm_jax.data.huggingface.processor import HfProcessor
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.token_ids import TokenIds
 from vlm_jax.data.tokenizer import IMAGE
-from vlm_jax.inference import language, pairs
+from vlm_jax.inference import encoders, language, pairs
 from vlm_jax.inference.samplers import Sampler
+from vlm_jax.models.encoders import encoder
 from vlm_jax.models.model import ModelConfig, abstract_params
 from vlm_jax.models.transformer import Params
-from vlm_jax.models.two_tower import TwoTower
-from vlm_jax.models.vlm import VLM
 from vlm_jax.weights.checkpoints import open_existing
 from vlm_jax.weights.files import read_json
 from vlm_jax.weights.huggingface import folder, own
@@ -44,9 +44,12 @@ class Pretrained:
     files: epath.Path | None = None
 
     @property
-    def model(self) -> VLM | TwoTower:
-        """The assembly that this model is mainly for: the VLM where there is a decoder, else the two towers."""
-        return self.config.vlm() if self.config.decoder is not None else self.config.two_tower()
+    def model(self) -> nn.Module:
+        """The assembly that this model is mainly for: the VLM where there is a decoder, else the two towers, else the
+        eyes alone (whose parameters are `params["vision"]`)."""
+        if self.config.decoder is not None:
+            return self.config.vlm()
+        return self.config.two_tower() if self.config.text is not None else encoder(self.config.vision)
 
     def own_processor(self) -> Processor:
         """The processor of a run of ours, which chat and evaluation go through; raises for published checkpoints."""
@@ -56,10 +59,13 @@ class Pretrained:
         return self.processor
 
     def forward(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """All outputs, float32, of inputs under Hugging Face's names: see `inference.language` and `inference.pairs`."""
+        """All outputs, float32, of inputs under Hugging Face's names: see `inference.language`, `pairs`
+        and `encoders`."""
         if self.config.decoder is not None:
             return language.outputs(self.config, self.params, inputs, self.ids)
-        return pairs.outputs(self.config, self.params, inputs)
+        if self.config.text is not None:
+            return pairs.outputs(self.config, self.params, inputs)
+        return encoders.outputs(self.config.vision, self.params, inputs)
 
     def generate(
         self, *, max_new_tokens: int = 16, eos_token_id: int | Sequence[int] | None = None,
@@ -71,6 +77,9 @@ class Pretrained:
         A row ends with an end token and is filled with the pad id, the end id where there is none. Both are the
         model's own unless given; `eos_token_id=()` lets every row run on.
         """
+        if self.config.decoder is None:
+            raise ValueError("This model encodes and has no decoder to generate text with; call forward, or load a "
+                             "language or vision-language model.")
         ids = self.ids
         if eos_token_id is not None:
             ends = (eos_token_id,) if isinstance(eos_token_id, (int, np.integer)) else eos_token_id

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vlm_jax.models import positions
 from vlm_jax.models.tokens import num_visual_tokens
 from vlm_jax.models.transformer import TransformerConfig, apply_blocks
 from vlm_jax.models.vit import ViT, ViTConfig, patchify
@@ -145,6 +146,79 @@ def test_every_patch_sees_every_other(clip):
     assert (change[:, 0].max(axis=-1) > 1e-3).all()
 
 
+# Options of DINOv2, InternViT and ViTModel.
+
+
+def embedded(config, params, images=IMAGES):
+    return np.asarray(_embed(ViT(config), {"params": params}, images))
+
+
+_embed = jax.jit(lambda module, *args: module.apply(*args, method="embed"), static_argnums=0)
+
+
+def test_registers_stand_behind_the_class_token_and_have_no_position():
+    config = dataclasses.replace(CLIP, pre_norm=False, registers=2)
+    params = parameters(config)
+    x, table = embedded(config, params), params["position_embedding"]
+    assert table.shape == (10, 16) and params["registers"].shape == (2, 16)
+    np.testing.assert_allclose(x[0, 0], params["class_token"] + table[0], atol=1e-6)
+    np.testing.assert_array_equal(x[0, 1:3], params["registers"])
+    np.testing.assert_allclose(x[:, 3:], patchify(IMAGES, 4) @ params["patch_embed"]["kernel"] + table[1:], atol=1e-5)
+    out = run(config, params)
+    assert out.patches.features.shape == (2, 9, 16) and out.last.shape == (2, 12, 16)
+
+
+def test_position_embeddings_are_resized_where_the_config_says_how():
+    """A grid of 3 x 3 for images of 5 x 2 patches; the class token keeps its own place."""
+    config = dataclasses.replace(CLIP, pre_norm=False, resize="bicubic")
+    params, images = parameters(config), np.zeros((1, 20, 9, 3), np.float32)
+    x, table = embedded(config, params, images)[0], params["position_embedding"]
+    np.testing.assert_allclose(x[0], params["class_token"] + table[0], atol=1e-6)
+    resized = jax.jit(positions.resized, static_argnums=(1, 2, 3))
+    expected = resized(table[1:].reshape(3, 3, 16), 5, 2, "bicubic").reshape(10, 16)
+    np.testing.assert_allclose(x[1:], expected, atol=1e-5)
+    assert run(config, params, images).patches.positions[0, -1].tolist() == [4, 1]
+
+
+def test_the_final_norm_is_over_all_tokens_or_the_pooled_ones_or_none():
+    params = parameters(CLIP)
+    apply = {name: run(dataclasses.replace(CLIP, final_norm=name), params) for name in ("all", "pooled", None)}
+    last = np.asarray(apply["pooled"].last)
+    np.testing.assert_array_equal(apply[None].last, last)
+    np.testing.assert_allclose(apply["all"].last, layer_norm(last, params["norm_post"]), atol=1e-4)
+    np.testing.assert_allclose(apply["all"].pooled, layer_norm(last[:, 0], params["norm_post"]), atol=1e-4)
+    np.testing.assert_array_equal(apply["pooled"].pooled, apply["all"].pooled)
+    np.testing.assert_array_equal(apply[None].pooled, last[:, 0])
+    assert "norm_post" not in parameters(dataclasses.replace(CLIP, final_norm=None))
+    normed = run(dataclasses.replace(CLIP, feature_layer=-1, feature_norm=True), params)
+    np.testing.assert_allclose(normed.patches.features, layer_norm(last[:, 1:], params["norm_post"]), atol=1e-4)
+
+
+def test_a_class_token_may_be_there_and_not_be_pooled():
+    config = dataclasses.replace(MEAN, class_token=True, final_norm=None)
+    params = parameters(config)
+    out = run(config, params)
+    assert params["position_embedding"].shape == (10, 16) and out.patches.features.shape == (2, 9, 16)
+    np.testing.assert_allclose(out.pooled, np.asarray(out.last)[:, 1:].mean(axis=1), atol=1e-5)
+
+
+def test_dense_pooling_is_a_layer_and_tanh_on_the_normed_class_token():
+    config = dataclasses.replace(CLIP, pool="dense", pool_width=5, final_norm="all")
+    params = parameters(config)
+    out = run(config, params)
+    expected = np.tanh(np.asarray(out.last)[:, 0] @ params["head"]["kernel"] + params["head"]["bias"])
+    np.testing.assert_allclose(out.pooled, expected, atol=1e-5)
+    assert out.pooled.shape == (2, 5)
+
+
+def test_the_mask_token_is_kept_and_not_used():
+    config = dataclasses.replace(CLIP, mask_token=True)
+    params = parameters(config)
+    assert params["mask_token"].shape == (16,)
+    without = {name: value for name, value in params.items() if name != "mask_token"}
+    np.testing.assert_array_equal(run(config, params).last, run(CLIP, without).last)
+
+
 # Sizes.
 
 
@@ -169,6 +243,10 @@ def test_images_of_another_size_are_refused(clip):
 @pytest.mark.parametrize("change, message", [
     (dict(image_size=13), "image_size 13 is not divisible by patch_size 4"),
     (dict(pool="max"), "pool 'max' is unknown"),
+    (dict(class_token=False), "pool 'cls' is that of a class token"),
+    (dict(final_norm="some"), "final_norm 'some' is unknown"),
+    (dict(final_norm=None, feature_norm=True), "feature_norm is the final norm over features; set final_norm"),
+    (dict(resize="nearest"), "Resizing 'nearest' is unknown"),
     (dict(feature_layer=3), "feature_layer 3 does not exist in a tower of 2 layers"),
     (dict(feature_layer=-4), "feature_layer -4 does not exist"),
     (dict(feature_layer=(0, 3)), "feature_layer 3 does not exist"),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import flax.linen as nn
 
+from vlm_jax.models.naflex import NaFlex, NaFlexConfig
 from vlm_jax.models.vit import ViT, ViTConfig
 
-EncoderConfig = ViTConfig
-ENCODERS = {ViTConfig: ViT}
+EncoderConfig = ViTConfig | NaFlexConfig
+ENCODERS = {ViTConfig: ViT, NaFlexConfig: NaFlex}
 
 
 def encoder(config: EncoderConfig, **kwargs) -> nn.Module:

@@ -15,6 +15,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI CLIP
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
 }
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from vlm_jax.models.encoders import EncoderConfig, encoder
 from vlm_jax.models.layers import Linear
 from vlm_jax.models.text import TextConfig, TextTower
-from vlm_jax.models.vit import ViT, ViTConfig, VisionOutput
+from vlm_jax.models.vit import VisionOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ def normalise(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 class TwoTower(nn.Module):
-    vision_config: ViTConfig
+    vision_config: EncoderConfig
     text_config: TextConfig
     contrast: ContrastConfig
 
@@ -51,7 +52,7 @@ class TwoTower(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        self.vision = ViT(self.vision_config)
+        self.vision = encoder(self.vision_config)
         self.text = TextTower(self.text_config)
         if self.contrast.image_projection:
             self.vision_projection = Linear(self.contrast.embed_dim, use_bias=False)
@@ -61,7 +62,7 @@ class TwoTower(nn.Module):
             self.logit_bias = self.param("logit_bias", nn.initializers.constant(self.contrast.bias), ())
 
     def encode_image(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b e"], VisionOutput]:
-        """Normalised image embeddings, and all else the encoder saw."""
+        """Normalised image embeddings, and all else the encoder saw; `images` is what the encoder takes."""
         out = self.vision(images)
         return normalise(self.project_image(out.pooled)), out
 
@@ -77,7 +78,7 @@ class TwoTower(nn.Module):
         if self.vision_config.pool == "map":
             raise ValueError("Patches of an encoder with pool 'map' have no place in the shared space; "
                              "use 'cls' or 'mean'.")
-        return normalise(self.project_image(self.vision.norm_post(features)))
+        return normalise(self.project_image(self.vision.normed(features)))
 
     def encode_text(self, tokens: Int[Array, "b t"]) -> Float[Array, "b e"]:
         """Normalised text embeddings."""

@@ -28,7 +28,7 @@ def vision_config(hf: HfConfig) -> ViTConfig:
     encoder.checked_channels(hf)
     return ViTConfig(
         image_size=hf["image_size"], patch_size=hf["patch_size"], transformer=encoder.transformer(hf),
-        pool="map" if hf["vision_use_head"] else "mean", pre_norm=False, patch_bias=True,
+        pool="map" if hf["vision_use_head"] else "mean", pre_norm=False, patch_bias=True, final_norm="all",
         drop_remainder=hf["image_size"] % hf["patch_size"] > 0)
 
 
