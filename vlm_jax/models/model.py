@@ -18,7 +18,7 @@ from vlm_jax.models.encoders import EncoderConfig, encoder
 from vlm_jax.models.mask import describe
 from vlm_jax.models.text import TextConfig
 from vlm_jax.models.transformer import Params
-from vlm_jax.models.tokens import Layout
+from vlm_jax.models.tokens import LayoutConfig
 from vlm_jax.models.two_tower import ContrastConfig, TwoTower
 from vlm_jax.models.vlm import VLM
 
@@ -33,7 +33,7 @@ class ModelConfig:
     contrast: ContrastConfig | None = None
     connector: ConnectorConfig | None = None
     decoder: DecoderConfig | None = None
-    layout: Layout | None = None
+    layout: LayoutConfig | None = None
 
     def __post_init__(self):
         together = [("text", "contrast")] + [("connector", "decoder")] * (self.vision is not None)

@@ -11,8 +11,10 @@ from types import ModuleType
 
 from vlm_jax.inference.inputs import fixed
 from vlm_jax.models.model import ModelConfig
+from vlm_jax.models.tokens import AspectTiles, Fixed, PanAndScan
 
-INPUTS: dict[type, ModuleType] = {type(None): fixed}
+INPUTS: dict[type, ModuleType] = {
+    type(None): fixed, Fixed: fixed, AspectTiles: fixed, PanAndScan: fixed}
 
 
 def inputs_of(config: ModelConfig) -> ModuleType:

@@ -1,26 +1,25 @@
-"""How many visual tokens an image costs: the one function that data, models and cost estimates all ask.
+"""How many visual tokens an image costs, and where they lie: what data, models and cost estimates all ask.
 
-Plain integers and no JAX, so that a data worker can import it.
+Plain integers and NumPy, no JAX, so that a data worker can import it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, ClassVar
+import difflib
+from typing import Any
 
+from vlm_jax.models.tokens.anyres import AnyRes
+from vlm_jax.models.tokens.aspect_tiles import AspectTiles
+from vlm_jax.models.tokens.fixed import Fixed
+from vlm_jax.models.tokens.layout import Layout
+from vlm_jax.models.tokens.naflex import NaFlex
+from vlm_jax.models.tokens.names import NAMES
+from vlm_jax.models.tokens.native import Native
+from vlm_jax.models.tokens.pan_and_scan import PanAndScan
+from vlm_jax.models.tokens.row_columns import RowColumns
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How images of any size become visual tokens, where that is more than one fixed grid.
-
-    A subclass has a module of its own here, a `kind` by which configs name it, and `count`.
-    """
-
-    newline: ClassVar[bool] = False  # whether a learned token ends each row of patches
-
-    def count(self, model: Any, width: int, height: int) -> int:
-        """Visual tokens of an image of `width` x `height` pixels in the decoder's row; `model` holds the layout."""
-        raise NotImplementedError
+# What `ModelConfig.layout` may be. A new layout is a module and a name here.
+LayoutConfig = Fixed | AnyRes | AspectTiles | Native | RowColumns | PanAndScan | NaFlex
 
 
 def patch_grid(image_size: int, patch_size: int, drop_remainder: bool = False) -> tuple[int, int]:
@@ -37,16 +36,30 @@ def patch_grid(image_size: int, patch_size: int, drop_remainder: bool = False) -
 
 
 def num_visual_tokens(model: Any, width: int, height: int) -> int:
-    """Visual tokens that an image of `width` x `height` pixels takes in the decoder's row.
+    """Visual tokens that an image of `width` x `height` pixels takes in the decoder's row, without marks around them.
 
-    `model` is a loaded model, a model config or a vision config. A fixed-size encoder resizes every image to its
-    own `image_size`, so that V = (image_size / patch_size)^2 whatever the image: 576 at 336/14, 196 at 224/16. A
-    connector with a reducer leaves `factor` times fewer rows and columns of them: 256 at 896/14 with 4.
+    `model` is a name in NAMES ("llava-next"), a layout, a loaded model, a model config or a vision config. Without a
+    layout an encoder resizes every image to its own `image_size`, so that V = (image_size / patch_size)^2 whatever the
+    image: 576 at 336/14, 196 at 224/16. A connector with a reducer leaves `factor` times fewer rows and columns of
+    them: 256 at 896/14 with 4. Raises ValueError for an unknown name and for an image without pixels.
     """
     if width < 1 or height < 1:
         raise ValueError(f"An image of {width} x {height} pixels has no tokens; width and height must be positive.")
-    model = getattr(model, "config", model)  # a loaded model holds a config, a model config holds the vision config
+    if isinstance(model, str):
+        model = _named(model)
+    model = getattr(model, "config", model)  # a loaded model holds a config, a model config layout and vision config
+    model = getattr(model, "layout", None) or model
+    if isinstance(model, Layout):
+        return model.count(width, height)
     vision, connector = getattr(model, "vision", model), getattr(model, "connector", None)
     rows, columns = patch_grid(vision.image_size, vision.patch_size, getattr(vision, "drop_remainder", False))
     factor = 1 if connector is None else connector.factor
     return (rows // factor) * (columns // factor) + getattr(vision, "extra_features", 0)
+
+
+def _named(name: str) -> Layout:
+    if name not in NAMES:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean '{close[0]}'? Known" if close else "known"
+        raise ValueError(f"No model is called '{name}'; {hint} are {', '.join(NAMES)}.")
+    return NAMES[name]
