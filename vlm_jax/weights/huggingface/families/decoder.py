@@ -26,15 +26,26 @@ STRETCH = {  # of each type of rotary positions, their name of what stretches th
     "linear": {"factor": "factor"},
     "llama3": {**_LENGTH, "low_freq_factor": "low_freq", "high_freq_factor": "high_freq"},
     "yarn": {**_LENGTH, "beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor"}}
+LAYERS = ("full_attention", "sliding_attention")  # the types of layer_types
 
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """`defaults` holds every key that the configuration class knows, `fixed` options that no key changes."""
+    """`defaults` holds every key that the configuration class knows and its code reads, `fixed` options of
+    TransformerConfig that no key changes.
+
+    `activation` is the key that names the activation, `legacy` what old files call it. `embed_scaled` multiplies text
+    embeddings by sqrt(width). `global_every` n says that, where neither layer_types nor sliding_window_pattern do, every
+    n-th layer sees all and the others a window.
+    """
 
     model_type: str
     defaults: Mapping[str, Any]
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    activation: str = "hidden_act"
+    legacy: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    embed_scaled: bool = False
+    global_every: int | None = None
 
     def fill(self, hf: HfConfig) -> HfConfig:
         """The keys that the class knows, its defaults where config.json is silent; others it does not read either."""
@@ -43,24 +54,34 @@ class Language:
     def config(self, hf: HfConfig) -> DecoderConfig:
         """Sizes and options in a config.json of this family; raises ValueError for one that we cannot honour."""
         hf = self.fill(hf)
-        theta, scaling = rope(hf)
+        if hf.get("use_bidirectional_attention"):
+            raise ValueError("config.json has use_bidirectional_attention; only language models that read from left to "
+                             "right are supported.")
+        theta, scaling, local_theta = rope(hf)
+        name, scalar = hf[self.activation], hf.get("query_pre_attn_scalar")
         options = dict(
             layers=hf["num_hidden_layers"], width=hf["hidden_size"], heads=hf["num_attention_heads"],
             kv_heads=hf["num_key_value_heads"], head_dim=hf["head_dim"], mlp_width=hf["intermediate_size"],
-            norm="rms", norm_eps=hf["rms_norm_eps"], activation=activation(hf["hidden_act"]), gated_mlp=True,
+            norm="rms", norm_eps=hf["rms_norm_eps"], activation=activation(self.legacy.get(name, name)), gated_mlp=True,
             attention_bias=hf.get("attention_bias", False), mlp_bias=hf.get("mlp_bias", False),
-            rope_theta=theta, rope_scaling=scaling, window=window(hf))
+            attention_scale=None if scalar is None else scalar**-0.5,
+            attention_softcap=hf.get("attn_logit_softcapping"), rope_theta=theta, rope_scaling=scaling,
+            local_rope_theta=local_theta, window=window(hf, self.global_every))
         blocks = TransformerConfig(**{**options, **self.fixed})
-        return DecoderConfig(hf["vocab_size"], blocks, hf["tie_word_embeddings"])
+        return DecoderConfig(
+            hf["vocab_size"], blocks, hf["tie_word_embeddings"], logit_softcap=hf.get("final_logit_softcapping"),
+            embed_scale=blocks.width**0.5 if self.embed_scaled else None)
 
     def hf_config(self, config: DecoderConfig) -> HfConfig:
         """The keys of config.json that say `config`; raises ValueError where this family has no words for it."""
         t = config.transformer
         hf = {"model_type": self.model_type, "vocab_size": config.vocab_size, "num_hidden_layers": t.layers,
               "hidden_size": t.width, "num_attention_heads": t.heads, "num_key_value_heads": t.groups,
-              "head_dim": t.dim, "intermediate_size": t.mlp_width, "hidden_act": hf_activation(t.activation),
+              "head_dim": t.dim, "intermediate_size": t.mlp_width, self.activation: hf_activation(t.activation),
               "rms_norm_eps": t.norm_eps, "attention_bias": t.attention_bias, "mlp_bias": t.mlp_bias,
-              "tie_word_embeddings": config.tie_embeddings, **_hf_rope(t), **_hf_window(t)}
+              "query_pre_attn_scalar": round((t.attention_scale or t.dim**-0.5) ** -2),
+              "attn_logit_softcapping": t.attention_softcap, "final_logit_softcapping": config.logit_softcap,
+              "tie_word_embeddings": config.tie_embeddings, **_hf_rope(t), **_hf_window(t, self.global_every)}
         known = {"model_type", *DEFAULTS, *self.defaults}
         hf = {key: value for key, value in hf.items() if key in known}
         if _canonical(self.config(hf)) != _canonical(config):
@@ -68,10 +89,28 @@ class Language:
         return hf
 
 
-def rope(hf: HfConfig) -> tuple[float, RopeScaling | None]:
-    """(theta, stretching) in either spelling: rope_parameters, or rope_theta beside rope_scaling."""
-    values = hf["rope_parameters"] or hf["rope_scaling"] or {}
-    theta = values.get("rope_theta", hf["rope_theta"])
+def rope(hf: HfConfig) -> tuple[float, RopeScaling | None, float | None]:
+    """(theta, stretching, theta of the layers with a window where it differs) in either spelling.
+
+    That is rope_parameters, or rope_theta, rope_scaling and rope_local_base_freq; a class that knows the last has
+    rope_parameters for each type of layer. Raises ValueError for what our rotary positions cannot do.
+    """
+    if "rope_local_base_freq" not in hf:
+        return *_rope(hf, hf["rope_parameters"] or hf["rope_scaling"] or {}, hf["rope_theta"]), None
+    parts = hf["rope_parameters"] or {}
+    if unknown := sorted(set(parts) - set(LAYERS)):
+        raise ValueError(f"config.json has rope_parameters {', '.join(unknown)}; this family takes those of "
+                         f"{' and '.join(LAYERS)}.")
+    whole, local = ({} if parts.get(kind) is None else parts[kind] for kind in LAYERS)
+    theta, scaling = _rope(hf, whole | (hf["rope_scaling"] or {}), hf["rope_theta"])
+    local_theta, stretched = _rope(hf, local, hf["rope_local_base_freq"])
+    if stretched:
+        raise ValueError("config.json stretches the rotary positions of layers with a window, which is not supported.")
+    return theta, scaling, local_theta
+
+
+def _rope(hf: HfConfig, values: HfConfig, default: float) -> tuple[float, RopeScaling | None]:
+    theta = values.get("rope_theta", default)
     kind = values.get("rope_type", values.get("type", "default"))
     if kind not in STRETCH:
         raise ValueError(f"config.json asks for rotary positions of type '{kind}'; known are {', '.join(STRETCH)}.")
@@ -97,36 +136,45 @@ def _hf_rope(t: TransformerConfig) -> HfConfig:
         said = {theirs: getattr(t.rope_scaling, ours) for theirs, ours in STRETCH[kind].items()}
         scaling = {"rope_type": kind, **{key: value for key, value in said.items() if value is not None}}
     new = {"rope_type": "default", "rope_theta": t.rope_theta, **(scaling or {})}
-    return {"rope_parameters": new, "rope_theta": t.rope_theta, "rope_scaling": scaling}
+    old = {"rope_theta": t.rope_theta, "rope_scaling": scaling}
+    if t.local_rope_theta is None:
+        return {"rope_parameters": new, **old}
+    local = {"rope_type": "default", "rope_theta": t.local_rope_theta}
+    return {"rope_parameters": dict(zip(LAYERS, (new, local))), **old, "rope_local_base_freq": t.local_rope_theta}
 
 
-def window(hf: HfConfig) -> int | tuple[int | None, ...] | None:
-    """How far each layer sees: `layer_types`, else Qwen's rule (the layers from max_window_layers on)."""
+def window(hf: HfConfig, global_every: int | None = None) -> int | tuple[int | None, ...] | None:
+    """How far each layer sees: `layer_types`, else Gemma's rule (every n-th layer sees all) or Qwen's (the layers from
+    max_window_layers on have a window)."""
     size = hf.get("sliding_window") if hf.get("use_sliding_window", True) else None
-    first = hf.get("max_window_layers", 0)
-    types = hf.get("layer_types") or [
-        "sliding_attention" if size and i >= first else "full_attention" for i in range(hf["num_hidden_layers"])]
-    if unknown := sorted(set(types) - {"full_attention", "sliding_attention"}):
-        raise ValueError(f"config.json has layers of type {', '.join(unknown)}; known are full_attention and "
-                         f"sliding_attention.")
-    if len(types) != hf["num_hidden_layers"] or ("sliding_attention" in types and not size):
+    first, every = hf.get("max_window_layers", 0), hf.get("sliding_window_pattern") or global_every
+    local = (lambda i: (i + 1) % every > 0) if every else (lambda i: size and i >= first)
+    types = hf.get("layer_types") or [LAYERS[bool(local(i))] for i in range(hf["num_hidden_layers"])]
+    if unknown := sorted(set(types) - set(LAYERS)):
+        raise ValueError(f"config.json has layers of type {', '.join(unknown)}; known are {' and '.join(LAYERS)}.")
+    if len(types) != hf["num_hidden_layers"] or (LAYERS[1] in types and not size):
         raise ValueError("config.json contradicts itself in layer_types, num_hidden_layers and sliding_window.")
-    windows = tuple(size if kind == "sliding_attention" else None for kind in types)
+    windows = tuple(size if kind == LAYERS[1] else None for kind in types)
     return windows[0] if len(set(windows)) == 1 else windows
 
 
-def _hf_window(t: TransformerConfig) -> HfConfig:
+def _hf_window(t: TransformerConfig, global_every: int | None) -> HfConfig:
+    """Also as the pattern that readers without layer_types go by, where there is one."""
     windows = [t.of_layer(i).window for i in range(t.layers)]
     size = next(filter(None, windows), None)
-    return {"sliding_window": size, "use_sliding_window": size is not None,
-            "layer_types": ["sliding_attention" if w else "full_attention" for w in windows]}
+    hf = {"use_sliding_window": size is not None, "layer_types": [LAYERS[w is not None] for w in windows]}
+    if size is not None or global_every is None:  # a class with a pattern wants a size even where no layer uses it
+        hf["sliding_window"] = size
+    follow = lambda n: all((w is None) == ((i + 1) % n == 0) for i, w in enumerate(windows))
+    every = next(filter(follow, range(1, t.layers + 2)), None)
+    return hf if every is None else hf | {"sliding_window_pattern": every}
 
 
 def _canonical(config: DecoderConfig) -> DecoderConfig:
     """With every default of TransformerConfig written out, so that equal models compare equal."""
     t = config.transformer
     t = dataclasses.replace(
-        t, kv_heads=t.groups, head_dim=t.dim, out_bias=t.attention_bias if t.out_bias is None else t.out_bias,
+        t, kv_heads=t.groups, head_dim=t.dim, attention_scale=t.attention_scale or t.dim**-0.5, out_bias=t.attention_bias if t.out_bias is None else t.out_bias,
         window=tuple(t.of_layer(i).window for i in range(t.layers)))
     return dataclasses.replace(config, transformer=t)
 
@@ -135,15 +183,19 @@ def table(config: DecoderConfig, theirs: str = "model", head: str = "lm_head") -
     """The rows of `decoder/`: `theirs` up to and without `.layers`, `head` the output layer (none where tied)."""
     t, blocks, layer = config.transformer, "decoder/blocks", f"{theirs}.layers.{{}}"
     out_bias = t.attention_bias if t.out_bias is None else t.out_bias
-    rows = [Weight("decoder/embedding", f"{theirs}.embed_tokens.weight"),
-            *norm(f"{blocks}/norm1", f"{layer}.input_layernorm", bias=False)]
+    norms = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+    if t.post_norm:  # here that name is true: Llama's stands before the MLP
+        norms = {"norm1": "input_layernorm", "norm1_post": "post_attention_layernorm",
+                 "norm2": "pre_feedforward_layernorm", "norm2_post": "post_feedforward_layernorm"}
+    rows = [Weight("decoder/embedding", f"{theirs}.embed_tokens.weight")]
+    for ours, name in norms.items():
+        rows += norm(f"{blocks}/{ours}", f"{layer}.{name}", bias=False)
     for name in "qkvo":
         bias = out_bias if name == "o" else t.attention_bias
         rows += linear(f"{blocks}/attn/{name}", f"{layer}.self_attn.{name}_proj", bias)
     if t.qk_norm:
         for name in "qk":
             rows += norm(f"{blocks}/attn/{name}_norm", f"{layer}.self_attn.{name}_norm", bias=False)
-    rows += norm(f"{blocks}/norm2", f"{layer}.post_attention_layernorm", bias=False)
     for name in ("gate", "up", "down"):
         rows += linear(f"{blocks}/mlp/{name}", f"{layer}.mlp.{name}_proj", t.mlp_bias)
     rows += norm("decoder/norm_post", f"{theirs}.norm", bias=False)

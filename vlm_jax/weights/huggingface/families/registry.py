@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from vlm_jax.weights.huggingface.families import clip, llama, llava, mistral, qwen2, qwen3, siglip
+from vlm_jax.weights.huggingface.families import (
+    clip, gemma, gemma2, gemma3_text, llama, llava, mistral, qwen2, qwen3, siglip)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     clip.FAMILY,
+    gemma.FAMILY,
+    gemma2.FAMILY,
+    gemma3_text.FAMILY,
     llama.FAMILY,
     llava.FAMILY,
     mistral.FAMILY,
