@@ -58,8 +58,8 @@ def written_out(w, ids, *, scale, windows=(None,) * 3, thetas=(1e4,) * 3, factor
 
     def turned(y, norm, position, theta, factor):
         y = rms(y, norm) if norm + ".weight" in w else y
-        a, b, c, s = y[: dim // 2], y[dim // 2 :], *(
-            np.array([f(position / factor * theta ** (-2 * i / dim)) for i in range(dim // 2)]) for f in (np.cos, np.sin))
+        a, b, angle = y[: dim // 2], y[dim // 2 :], position / factor * theta ** (-2 * np.arange(dim // 2) / dim)
+        c, s = np.cos(angle), np.sin(angle)
         return np.concatenate([a * c - b * s, b * c + a * s])
 
     for layer, (window, theta, factor) in enumerate(zip(windows, thetas, factors)):
@@ -87,12 +87,13 @@ def written_out(w, ids, *, scale, windows=(None,) * 3, thetas=(1e4,) * 3, factor
 @pytest.mark.parametrize("kind, options, how", [
     ("gemma", dict(rope_theta=500.0), dict(scale=6**-0.5, thetas=(500.0,) * 3)),
     ("gemma", dict(tie_word_embeddings=False, hidden_act="gelu"), dict(scale=6**-0.5)),  # the first files mean tanh
-    ("gemma2", dict(query_pre_attn_scalar=10, sliding_window=3, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    ("gemma2", dict(query_pre_attn_scalar=10, sliding_window=3, attn_logit_softcapping=2.0,
+                    final_logit_softcapping=3.0),
      dict(scale=10**-0.5, windows=(3, None, 3), caps=(2.0, 3.0))),
     ("gemma2", dict(sliding_window=2, layer_types=["full_attention", "sliding_attention", "full_attention"]),
      dict(scale=256**-0.5, windows=(None, 2, None), caps=(50.0, 30.0))),
-    ("gemma3_text", dict(query_pre_attn_scalar=9, sliding_window=3, sliding_window_pattern=2, final_logit_softcapping=3.0,
-                         rope_scaling=dict(rope_type="linear", factor=8.0), rope_local_base_freq=50.0),
+    ("gemma3_text", dict(query_pre_attn_scalar=9, sliding_window=3, sliding_window_pattern=2, rope_local_base_freq=50.0,
+                         final_logit_softcapping=3.0, rope_scaling=dict(rope_type="linear", factor=8.0)),
      dict(scale=1 / 3, windows=(3, None, 3), thetas=(50.0, 1e6, 50.0), factors=(1, 8, 1), caps=(None, 3.0))),
 ])
 def test_the_logits_are_those_of_the_model_written_out(tmp_path, kind, options, how):
@@ -127,9 +128,8 @@ def test_rope_parameters_by_type_of_layer_say_what_the_older_keys_say():
 
 @pytest.mark.parametrize("kind, silent, spoken", [
     ("gemma2", dict(), dict(layer_types=["sliding_attention", "full_attention"] * 4)),
-    ("gemma3_text", dict(), dict(layer_types=["sliding_attention"] * 5 + ["full_attention"] + ["sliding_attention"] * 2)),
-    ("gemma3_text", dict(sliding_window_pattern=4),
-     dict(layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 2)),
+    ("gemma3_text", dict(), dict(layer_types=[*["sliding_attention"] * 5, "full_attention", *["sliding_attention"] * 2])),
+    ("gemma3_text", dict(sliding_window_pattern=4), dict(layer_types=[*["sliding_attention"] * 3, "full_attention"] * 2)),
 ])
 def test_without_layer_types_every_nth_layer_sees_all(kind, silent, spoken):
     assert decoder(kind, num_hidden_layers=8, **silent) == decoder(kind, num_hidden_layers=8, **spoken)
@@ -137,8 +137,8 @@ def test_without_layer_types_every_nth_layer_sees_all(kind, silent, spoken):
 
 def test_class_defaults_stand_where_the_config_is_silent():
     """The whole text_config that Gemma 3 4B ships with; the rest is Gemma3TextConfig's."""
-    hf = {"architectures": ["Gemma3ForCausalLM"], "hidden_size": 2560, "intermediate_size": 10240, "sliding_window": 1024,
-          "model_type": "gemma3_text", "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    hf = {"architectures": ["Gemma3ForCausalLM"], "hidden_size": 2560, "intermediate_size": 10240,
+          "sliding_window": 1024, "model_type": "gemma3_text", "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
     got = family_of(hf).config(hf).decoder
     t = got.transformer
     assert (got.vocab_size, t.heads, t.groups, t.dim, t.norm_eps) == (262208, 8, 4, 256, 1e-6)
@@ -163,8 +163,8 @@ def test_what_is_written_also_speaks_to_older_readers(kind, options):
 
 @pytest.mark.parametrize("kind, options, what", [
     ("gemma", dict(use_bidirectional_attention=True), "use_bidirectional_attention"),
-    ("gemma3_text", dict(rope_parameters=dict(rope_type="default", rope_theta=1e4)), "rope_parameters rope_theta, rope_type"),
-    ("gemma3_text", dict(rope_parameters=dict(sliding_attention=dict(rope_type="linear", factor=2.0))), "with a window"),
+    ("gemma3_text", dict(rope_parameters=dict(rope_theta=1e4)), "rope_parameters rope_theta; .* those of full_attention"),
+    ("gemma3_text", dict(rope_parameters=dict(sliding_attention=dict(type="linear", factor=2.0))), "with a window"),
     ("gemma3_text", dict(sliding_window=None), "contradicts itself"),
     ("gemma2", dict(hidden_activation="mish"), "activation 'mish'"),
 ])

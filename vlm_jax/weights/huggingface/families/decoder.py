@@ -35,8 +35,8 @@ class Language:
     TransformerConfig that no key changes.
 
     `activation` is the key that names the activation, `legacy` what old files call it. `embed_scaled` multiplies text
-    embeddings by sqrt(width). `global_every` n says that, where neither layer_types nor sliding_window_pattern do, every
-    n-th layer sees all and the others a window.
+    embeddings by sqrt(width). `global_every` n says that, where neither layer_types nor sliding_window_pattern does,
+    every n-th layer sees all and the others a window.
     """
 
     model_type: str
@@ -174,8 +174,8 @@ def _canonical(config: DecoderConfig) -> DecoderConfig:
     """With every default of TransformerConfig written out, so that equal models compare equal."""
     t = config.transformer
     t = dataclasses.replace(
-        t, kv_heads=t.groups, head_dim=t.dim, attention_scale=t.attention_scale or t.dim**-0.5, out_bias=t.attention_bias if t.out_bias is None else t.out_bias,
-        window=tuple(t.of_layer(i).window for i in range(t.layers)))
+        t, kv_heads=t.groups, head_dim=t.dim, out_bias=t.attention_bias if t.out_bias is None else t.out_bias,
+        attention_scale=t.attention_scale or t.dim**-0.5, window=tuple(t.of_layer(i).window for i in range(t.layers)))
     return dataclasses.replace(config, transformer=t)
 
 
