@@ -19,7 +19,9 @@ from vlm_jax import cli, config as configs
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.records import Source
 from vlm_jax.data.registry import open_source
-from vlm_jax.data.sources import SPLITS, CaptionFolderConfig, LlavaJsonConfig
+from vlm_jax.data.sources.captions import CaptionFolderConfig
+from vlm_jax.data.sources.entries import SPLITS
+from vlm_jax.data.sources.llava import LlavaJsonConfig
 from vlm_jax.evals import results
 from vlm_jax.evals.caption import caption
 from vlm_jax.evals.retrieval import retrieval

@@ -15,7 +15,8 @@ from vlm_jax.data.pipeline import (
 from vlm_jax.data.processor import Processor, ProcessorConfig
 from vlm_jax.data.records import Message, Record, Region
 from vlm_jax.data.scenes import SceneConfig
-from vlm_jax.data.sources import CaptionFolderConfig, LlavaJsonConfig
+from vlm_jax.data.sources.captions import CaptionFolderConfig
+from vlm_jax.data.sources.llava import LlavaJsonConfig
 from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tokenizer import train
 
@@ -127,7 +128,7 @@ def test_a_single_example_is_enough(numbered):
 
 
 def test_a_source_without_examples_is_refused(monkeypatch):
-    monkeypatch.setitem(registry.SOURCES, type(SOURCE), lambda config: [])
+    monkeypatch.setitem(registry.SOURCES, type(SOURCE), lambda config, keep_bad: [])
     with pytest.raises(ValueError, match="has no examples"):
         registry.open_source(SOURCE)
 

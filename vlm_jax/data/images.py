@@ -31,13 +31,17 @@ def read(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     Raises FileNotFoundError where there is no file, ValueError as `decode` does.
     """
+    return decode(read_bytes(path), str(path), max_pixels)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The image file at `path` as it lies there; raises as `read` does."""
     try:
-        data = epath.Path(path).read_bytes()
+        return epath.Path(path).read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"image {path} does not exist; check the path") from error
     except Exception as error:  # a folder, no permission, or whatever a bucket's client raises
         raise ValueError(f"image {path} cannot be opened ({error}); check path and permissions") from error
-    return decode(data, str(path), max_pixels)
 
 
 def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:

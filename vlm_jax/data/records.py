@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Protocol
+from typing import Any, Mapping, Protocol, Sequence
 
 import numpy as np
 
@@ -33,11 +33,12 @@ class Region:
 class Record:
     """One example of a source.
 
-    `images` are H x W x 3 uint8 arrays. `conversations` all talk about the same images and do not see each
+    `images` are H x W x 3 uint8 arrays, which a source may decode only when one is taken out: then a damaged file raises
+    there. `conversations` all talk about the same images and do not see each
     other; every one of them carries its own `<image>` marks. `meta` is free for a source's own facts.
     """
 
-    images: tuple[np.ndarray, ...] = ()
+    images: Sequence[np.ndarray] = ()
     caption: str | None = None
     conversations: tuple[Conversation, ...] = ()
     regions: tuple[Region, ...] = ()

@@ -84,8 +84,8 @@ class SceneSource:
     into `sklearn.datasets.load_digits`) and `types` (of each conversation, see `scene_text.conversations`).
     """
 
-    def __init__(self, config: SceneConfig) -> None:
-        self.config = config
+    def __init__(self, config: SceneConfig, keep_bad: bool = False) -> None:
+        self.config = config  # no scene is ever bad
 
     def __len__(self) -> int:
         return self.config.size

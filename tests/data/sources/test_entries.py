@@ -9,13 +9,9 @@ import pytest
 from PIL import Image
 
 from vlm_jax.data.records import Message
-from vlm_jax.data.sources import (
-    CaptionFolderConfig,
-    CaptionFolderSource,
-    LlavaJsonConfig,
-    LlavaJsonSource,
-    held_out,
-)
+from vlm_jax.data.sources.captions import CaptionFolderConfig, CaptionFolderSource
+from vlm_jax.data.sources.entries import held_out
+from vlm_jax.data.sources.llava import LlavaJsonConfig, LlavaJsonSource
 
 
 def save_image(folder, name: str, value: int, size=(4, 3)) -> None:
@@ -111,7 +107,7 @@ def test_a_record_cannot_be_used_to_change_the_source(tmp_path):
 
 def names_of(folder, split, holdout=0.1):
     source = captions(folder, split=split, holdout=holdout)
-    return [name for _, name, _ in source._rows]  # without reading the images, which do not exist
+    return [entry.key for entry in source._entries]  # without reading the images, which do not exist
 
 
 def test_splits_are_disjoint_complete_stable_and_of_the_asked_size(tmp_path):
@@ -184,7 +180,7 @@ def test_bad_caption_files_are_one_sentence_at_the_start(tmp_path, name, text, m
     with pytest.raises(ValueError, match=name + message) as caught:
         captions(tmp_path)
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
-    assert caught.traceback[-1].path.name == "sources.py"  # raised by us, not by a library
+    assert caught.traceback[-1].path.parent.name == "sources"  # raised by us, not by a library
 
 
 def test_bad_utf8_names_the_line(tmp_path):
@@ -213,9 +209,9 @@ def test_a_missing_or_damaged_image_names_the_line(tmp_path):
     source = captions(tmp_path)
     assert source[0].caption == "A"
     with pytest.raises(FileNotFoundError, match="captions.csv:3: image .*/gone.png does not exist"):
-        source[1]
+        source[1].images[0]
     with pytest.raises(ValueError, match="captions.csv:4: image .*/b.png is damaged"):
-        source[2]
+        source[2].images[0]
 
 
 # --- LLaVA-style JSON ---
@@ -244,7 +240,7 @@ def test_llava_json_round_trips(tmp_path, name):
     assert (one.images[0] == [10, 0, 245]).all()
     assert [image.shape for image in both.images] == [(3, 4, 3), (5, 5, 3)]
     assert both.meta == {"id": 7, "image": ["one.png", "two.png"], "entry": 1, "type": None}
-    assert text.images == () and text.conversations[0][0] == Message("system", "Be brief.")
+    assert len(text.images) == 0 and text.conversations[0][0] == Message("system", "Be brief.")
     assert [message.role for message in text.conversations[0]] == ["system", "user", "assistant"]
 
 
@@ -253,7 +249,7 @@ def test_llava_images_may_lie_elsewhere(tmp_path):
     source = llava(tmp_path, ENTRIES[:1], images=str(tmp_path / "photos"))
     assert (source[0].images[0] == [10, 0, 245]).all()
     with pytest.raises(FileNotFoundError, match=r"data.json, entry 0 \(id 'x1'\): image .*one.png does not"):
-        llava(tmp_path, ENTRIES[:1])[0]
+        llava(tmp_path, ENTRIES[:1])[0].images[0]
 
 
 def test_llava_split_follows_the_image_then_the_id_then_the_words(tmp_path):
@@ -302,7 +298,7 @@ def test_bad_llava_entries_are_one_sentence_at_the_start(tmp_path, entry, messag
     with pytest.raises(ValueError, match=message) as caught:
         llava(tmp_path, [{"image": "a.png", "conversations": OK}, entry])
     assert str(caught.value).startswith(f"{tmp_path}/data.json, entry 1") and "\n" not in str(caught.value)
-    assert caught.traceback[-1].path.name == "sources.py"
+    assert caught.traceback[-1].path.parent.name == "sources"
 
 
 def test_bad_llava_files(tmp_path):
