@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Callable, Sequence
 
 import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from vlm_jax import config as configs
 from vlm_jax.data import tokenizer as tokenizers
@@ -22,9 +24,11 @@ from vlm_jax.inference.samplers import Sampler
 from vlm_jax.models.encoders import encoder
 from vlm_jax.models.model import ModelConfig, abstract_params
 from vlm_jax.models.transformer import Params
+from vlm_jax.training.sharding import state_shardings
 from vlm_jax.weights.checkpoints import open_existing
 from vlm_jax.weights.files import read_json
 from vlm_jax.weights.huggingface import folder, own
+from vlm_jax.weights.huggingface.folder import Placement
 
 IMPORTED = "huggingface"  # in a folder that `vlm_jax.convert import` made: what came beside the weights
 
@@ -112,22 +116,23 @@ def processor_for(config: configs.RunConfig, tokenizer: tokenizers.Tokenizer) ->
     return processor
 
 
-def load_pretrained(path: epath.PathLike, dtype: str | None = "float32") -> Pretrained:
+def load_pretrained(path: epath.PathLike, dtype: str | None = "float32", mesh: Mesh | None = None) -> Pretrained:
     """Opens a training workdir, a folder in Hugging Face layout, or what `vlm_jax.convert import` made of one.
 
-    Parameters come in `dtype` (None: as they are stored), on the first device; of a workdir, the newest checkpoint's.
-    Raises FileNotFoundError or ValueError, in one sentence, where something is missing, damaged or not supported.
+    Parameters come in `dtype` (None: as they are stored), on the first device, or sharded over `mesh` as training shards
+    them (`training.sharding.make_mesh`); of a workdir, the newest checkpoint's. Raises FileNotFoundError or ValueError, in one sentence, where something is missing, damaged or not supported.
     """
     path = epath.Path(path)
+    place = _on_first_device if mesh is None else functools.partial(state_shardings, mesh=mesh)
     if (path / IMPORTED).is_dir():
-        return _published(path / IMPORTED, lambda config: _newest(path, config, dtype))
+        return _published(path / IMPORTED, lambda config: _newest(path, config, dtype, place))
     values = read_json(path / "config.json")
     if "model" not in values:
-        return _published(path, lambda config: folder.load_params(path, config, dtype))
+        return _published(path, lambda config: folder.load_params(path, config, dtype, place))
     config = configs.resolve(values)
     processor = processor_for(config, tokenizers.load(path / "tokenizer.json"))
     ids = TokenIds(processor.tokenizer.special.get(IMAGE), (processor.eos_id,), processor.pad_id, processor.banned_ids)
-    return Pretrained(config.model, _newest(path, config.model, dtype), processor, ids)
+    return Pretrained(config.model, _newest(path, config.model, dtype, place), processor, ids)
 
 
 def load_processor(path: epath.PathLike) -> Processor | HfProcessor:
@@ -153,14 +158,17 @@ def _published(files: epath.Path, params: Callable[[ModelConfig], Params]) -> Pr
     return Pretrained(config, params(config), processor, folder.token_ids(files), files)
 
 
-def _newest(workdir: epath.Path, config: ModelConfig, dtype: str | None) -> Params:
+def _on_first_device(params: Params) -> Any:
+    return jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), params)
+
+
+def _newest(workdir: epath.Path, config: ModelConfig, dtype: str | None, place: Placement) -> Params:
     """The parameters of the newest checkpoint."""
     checkpoints, number = open_existing(workdir)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with checkpoints:
         wanted = abstract_params(config) if dtype else checkpoints.shapes(number)
-        as_wanted = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=device)
-        return checkpoints.params(number, jax.tree.map(as_wanted, wanted))
+        as_wanted = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
+        return checkpoints.params(number, jax.tree.map(as_wanted, wanted, place(wanted)))
 
 
 def save_pretrained(pt: Pretrained, path: epath.PathLike) -> None:

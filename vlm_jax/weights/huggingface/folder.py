@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from vlm_jax.weights.huggingface.families.registry import family_of
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 from vlm_jax.weights.huggingface.table import export_params, import_params
 
+Placement = Callable[[Params], Any]  # abstract parameters -> a sharding for each
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SMALL = (".json", ".jinja", ".txt", ".model")  # what stands beside the weights: tokenizer, template, preprocessing
 
@@ -29,18 +30,20 @@ def load_config(folder: epath.Path) -> ModelConfig:
     return family_of(hf).config(hf)
 
 
-def load_params(folder: epath.Path, config: ModelConfig, dtype: str | None) -> Params:
-    """The parameters of its safetensors files on the first device, in `dtype`, or each as it is stored.
+def load_params(folder: epath.Path, config: ModelConfig, dtype: str | None, place: Placement) -> Params:
+    """The parameters of its safetensors files, each on the devices that `place` says, in `dtype` or as it is stored.
 
+    A host holds no more than what its devices keep and one parameter beside it, whatever the size of the files.
     Raises ValueError unless the files hold the model's tensors, all of them and no others.
     """
-    family = family_of(read_json(folder / CONFIG))
-    table, reader = family.table(config), safetensors.Reader(folder, family.rename)
-    stored = {row.ours: reader.dtype(name) for row in table if (name := row.names(1)[0]) in reader.names}
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = {path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf.dtype), sharding=device)
-                for path, leaf in traverse_util.flatten_dict(abstract_params(config), sep="/").items()}
-    return traverse_util.unflatten_dict(import_params(table, reader, abstract), sep="/")
+    family, shapes = family_of(read_json(folder / CONFIG)), abstract_params(config)
+    flat, shardings = (traverse_util.flatten_dict(tree, sep="/") for tree in (shapes, place(shapes)))
+    table = family.table(config)
+    with safetensors.Reader(folder, family.rename) as reader:
+        stored = {row.ours: reader.dtype(name) for row in table if (name := row.names(1)[0]) in reader.names}
+        abstract = {path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf.dtype), sharding=shardings[path])
+                    for path, leaf in flat.items()}
+        return traverse_util.unflatten_dict(import_params(table, reader, abstract), sep="/")
 
 
 def token_ids(folder: epath.Path) -> TokenIds:

@@ -1,14 +1,19 @@
-"""Safetensors files of a folder, single or sharded, read tensor by tensor. Pickles are refused."""
+"""Safetensors files of a folder, single or sharded, read tensor by tensor. Pickles are refused.
+
+The header is read here, not by the library: that maps whole files into memory, which then count as the process's own, and
+opens local files alone. Format: https://github.com/huggingface/safetensors (8 bytes of length, JSON, data without gaps).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, BinaryIO, Callable, Iterable, Iterator
 
 import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
 import numpy as np
-import safetensors
 from etils import epath
 from safetensors.numpy import save_file
 
@@ -17,46 +22,105 @@ from vlm_jax.weights.files import read_json, write_atomically
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+ITEMSIZE = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
+            "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
+LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A tensor of a file: its name and dtype there, its shape, and its first byte counted from the file's start."""
+
+    file: epath.Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 class Reader:
-    """Tensors by name; each is read from disk when it is asked for.
+    """Tensors by name; each is read from disk when it is asked for, and nothing is kept.
 
     `rename` gives the name a tensor of the files is known by, or None to pass it over.
     """
 
     def __init__(self, folder: epath.PathLike, rename: Callable[[str], str | None] = lambda name: name):
         self.folder = epath.Path(folder)
-        self._files: dict[str, tuple[Any, str]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._open: dict[epath.Path, BinaryIO] = {}
         for file in _files(self.folder):
-            try:
-                handle = safetensors.safe_open(file, framework="np")
-            except Exception as error:  # the library's own type, OSError, and what a hostile header leads to
-                raise ValueError(f"{file} is not a valid safetensors file ({error}); copy it again.") from error
-            for stored in handle.keys():
-                name = rename(stored)
-                if name in self._files:
-                    raise ValueError(f"'{stored}' and '{self._files[name][1]}' in {self.folder} are the same tensor under "
-                                     f"two names; keep one of them.")
+            for entry in header(file):
+                name = rename(entry.name)
+                if name in self._entries:
+                    raise ValueError(f"'{entry.name}' and '{self._entries[name].name}' in {self.folder} are the same "
+                                     f"tensor under two names; keep one of them.")
                 if name is not None:
-                    self._files[name] = (handle, stored)
-        self.names = set(self._files)
+                    self._entries[name] = entry
+        self.names = set(self._entries)
 
     def read(self, name: str) -> np.ndarray:
-        handle, stored = self._files[name]
-        return handle.get_tensor(stored)
+        entry = self._entries[name]
+        if entry.file not in self._open:
+            self._open[entry.file] = entry.file.open("rb")
+        self._open[entry.file].seek(entry.start)
+        return np.frombuffer(self._open[entry.file].read(entry.nbytes), self.dtype(name)).reshape(entry.shape)
 
     def dtype(self, name: str) -> np.dtype:
         """As stored; raises ValueError for a quantised or integer tensor."""
-        handle, stored = self._files[name]
-        kind = handle.get_slice(stored).get_dtype()
-        if kind not in DTYPES:
-            raise ValueError(f"'{stored}' in {self.folder} is stored as {kind}; weights are {', '.join(DTYPES)}.")
-        return np.dtype(DTYPES[kind])
+        entry = self._entries[name]
+        if entry.dtype not in DTYPES:
+            raise ValueError(f"'{entry.name}' in {self.folder} is stored as {entry.dtype}; weights are "
+                             f"{', '.join(DTYPES)}.")
+        return np.dtype(DTYPES[entry.dtype])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        handle, stored = self._files[name]
-        return tuple(handle.get_slice(stored).get_shape())
+        return self._entries[name].shape
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def header(file: epath.Path) -> list[Entry]:
+    """The tensors of a file in the order of their data; raises ValueError unless they fill it without gap or overlap."""
+    try:
+        return _entries(file)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{file} is not a valid safetensors file ({error}); copy it again.") from error
+
+
+def _entries(file: epath.Path) -> list[Entry]:
+    total = file.stat().length
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if total < 8 or length > min(total - 8, LARGEST_HEADER):
+            raise ValueError(f"it has {total} bytes, its header claims {length}")
+        said = json.loads(handle.read(length))
+    said.pop("__metadata__", None)
+    entries, at = [], 0
+    for name, value in sorted(said.items(), key=lambda item: item[1]["data_offsets"]):
+        (start, end), shape = value["data_offsets"], tuple(value["shape"])
+        if value["dtype"] not in ITEMSIZE or not all(type(n) is int and n >= 0 for n in (start, end, *shape)):
+            raise ValueError(f"the dtype, shape or place of '{name}' makes no sense")
+        entry = Entry(file, name, value["dtype"], shape, 8 + length + start)
+        if start != at or end - start != entry.nbytes:
+            raise ValueError(f"the data of '{name}' should be the {entry.nbytes} bytes from {at} on, not {start} to {end}")
+        entries.append(entry)
+        at = end
+    if at != total - 8 - length:
+        raise ValueError(f"its tensors take {at} of {total - 8 - length} bytes")
+    return entries
 
 
 def _files(folder: epath.Path) -> list[epath.Path]:

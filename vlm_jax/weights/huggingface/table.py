@@ -92,19 +92,39 @@ def _layers(row: Weight, abstract: dict[str, jax.ShapeDtypeStruct]) -> int:
 
 
 def _read(row: Weight, reader: Reader, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The parameter on the devices that it is for: each gets its piece, filled tensor by tensor."""
     shape = leaf.shape[1:] if row.stacked else leaf.shape
-    names = row.names(leaf.shape[0] if row.stacked else 1)
-    stack = np.empty((len(names), *shape), leaf.dtype)  # filled layer by layer: never two copies of all of them
-    for i, name in enumerate(names):
-        try:
-            value = row.form.ours(_part(reader.read(name), *row.part))
-        except ValueError:  # of other rank than the form expects
-            value = None
-        if value is None or value.shape != shape:
-            raise ValueError(f"'{name}' in {reader.folder} has shape {reader.shape(name)}; the config asks for "
-                             f"{row.ours} of {shape}.")
-        stack[i] = value
-    return jax.device_put(stack if row.stacked else stack[0], leaf.sharding)
+    full = leaf.shape if row.stacked else (1, *shape)
+    places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    ranges = {device: _ranges(index if row.stacked else (slice(None), *index), full) for device, index in places.items()}
+    pieces = {place: np.empty([stop - start for start, stop in place], leaf.dtype) for place in set(ranges.values())}
+    for i, name in enumerate(row.names(full[0])):
+        wanted = [place for place in pieces if place[0][0] <= i < place[0][1]]
+        if not wanted:
+            continue
+        value = _formed(row, reader, name, shape)
+        for place in wanted:
+            pieces[place][i - place[0][0]] = value[tuple(slice(*ends) for ends in place[1:])]
+    local = {place: piece if row.stacked else piece[0] for place, piece in pieces.items()}
+    return jax.make_array_from_single_device_arrays(
+        leaf.shape, leaf.sharding, [jax.device_put(local[place], device) for device, place in ranges.items()])
+
+
+def _ranges(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(start, stop) along each axis."""
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape))
+
+
+def _formed(row: Weight, reader: Reader, name: str, shape: tuple[int, ...]) -> Array:
+    """One layer's tensor in our form."""
+    try:
+        value = row.form.ours(_part(reader.read(name), *row.part))
+    except ValueError:  # of other rank than the form expects
+        value = None
+    if value is None or value.shape != shape:
+        raise ValueError(f"'{name}' in {reader.folder} has shape {reader.shape(name)}; the config asks for "
+                         f"{row.ours} of {shape}.")
+    return value
 
 
 def _part(value: Array, index: int, parts: int) -> Array:
