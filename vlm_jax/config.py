@@ -157,12 +157,13 @@ def _build_union(kinds: list[Any], value: Any, where: str) -> Any:
         return build(kinds[0], value, where)
     if not any(dataclasses.is_dataclass(k) for k in kinds):
         return _freeze(value)
+    named = {getattr(k, "kind", None): k for k in kinds}  # the one without a kind is meant where none is given
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is {value!r}; it must be a group with a `kind`.")
-    named = {k.kind: k for k in kinds}
+        raise ValueError(f"{where} is {value!r}; it must be a group{'' if None in named else ' with a `kind`'}.")
     name = value.get("kind")
     if name not in named:
-        raise ValueError(f"{where}.kind is {name!r}; choose one of {', '.join(named)}.")
+        raise ValueError(f"{where}.kind is {name!r}; choose one of {', '.join(filter(None, named))}"
+                         f"{', or give none' if None in named else ''}.")
     return build(named[name], value, where)
 
 
