@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 from typing import TypedDict
 
 import flax.linen as nn
@@ -26,6 +27,7 @@ class NaFlexConfig:
     """`num_patches` are the places of the square table of position embeddings, which is resized to the grid of each
     image; `pool` is "map" (a learned query attends to the patches) or "mean"; `feature_layer` as in `vit.ViTConfig`."""
 
+    kind: ClassVar[str] = "naflex"
     num_patches: int
     patch_size: int
     transformer: TransformerConfig
