@@ -14,7 +14,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from vlm_jax import config as configs
 from vlm_jax.data import tokenizer as tokenizers
-from vlm_jax.data.huggingface import processor as hf_processor
+from vlm_jax.data.huggingface import loading as hf_processors
 from vlm_jax.data.huggingface.processor import HfProcessor
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.token_ids import TokenIds
@@ -142,17 +142,17 @@ def load_processor(path: epath.PathLike) -> Processor | HfProcessor:
     """
     path = epath.Path(path)
     if (path / IMPORTED).is_dir():
-        return hf_processor.load(path / IMPORTED)
+        return hf_processors.load(path / IMPORTED)
     config = path / "config.json"
     if config.exists() and "model" in read_json(config):
         return processor_for(configs.resolve(read_json(config)), tokenizers.load(path / "tokenizer.json"))
-    return hf_processor.load(path)
+    return hf_processors.load(path)
 
 
 def _published(files: epath.Path, params: Callable[[ModelConfig], Params]) -> Pretrained:
     config = folder.load_config(files)
     try:
-        processor = hf_processor.load(files)
+        processor = hf_processors.load(files)
     except FileNotFoundError:  # weights alone
         processor = None
     return Pretrained(config, params(config), processor, folder.token_ids(files), files)

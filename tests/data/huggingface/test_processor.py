@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from PIL import Image
 
-from vlm_jax.data.huggingface import images as hf_images, processor as hf_processor, sentencepiece
+from vlm_jax.data.huggingface import images as hf_images, loading, sentencepiece
 from vlm_jax.data.huggingface.template import ChatTemplate
 
 TEMPLATE = """{% for m in messages %}{{ m.role | upper }}: {% if m.content is string %}{{ m.content }}{% else %}
@@ -65,7 +65,7 @@ def ask(*parts):
 
 def test_messages_become_the_rows_that_forward_takes(llava):
     """8 pixels make 2 x 2 patches of 3; each mark becomes four image tokens, short rows are padded on the left."""
-    p = hf_processor.load(llava)
+    p = loading.load(llava)
     images = [[picture(9, 12)], [picture(8, 8), picture(30, 10)]]
     out = p(messages=[ask(None, "a"), ask("b", None, "c", None)], images=images)
     text = lambda s: p.tokenizer.tokenize(s, special=False)
@@ -81,7 +81,7 @@ def test_messages_become_the_rows_that_forward_takes(llava):
 
 
 def test_marks_and_images_must_match(llava):
-    p = hf_processor.load(llava)
+    p = loading.load(llava)
     with pytest.raises(ValueError, match="Prompt 1 has 2 <image> marks for 1 images"):
         p(text=["<image>", "<image> and <image>"], images=[[picture(8, 8)], [picture(8, 8)]])
     with pytest.raises(ValueError, match="2 prompts and 1 lists"):
@@ -92,13 +92,13 @@ def test_marks_and_images_must_match(llava):
 
 def test_a_template_that_writes_the_begin_token_gets_no_second_one(llava):
     (llava / "chat_template.jinja").write_text("{{ bos_token }}" + TEMPLATE)
-    assert hf_processor.load(llava)(messages=[ask("a")])["input_ids"][0].tolist().count(1) == 1
+    assert loading.load(llava)(messages=[ask("a")])["input_ids"][0].tolist().count(1) == 1
 
 
 def test_the_template_of_a_language_model_is_taken_at_its_word(llava):
     for name in ("preprocessor_config.json", "processor_config.json", "config.json"):
         (llava / name).unlink()
-    p = hf_processor.load(llava)
+    p = loading.load(llava)
     assert p(messages=[ask("a")])["input_ids"][0, 0] != 1 and p(text=["a"])["input_ids"][0, 0] == 1
     with pytest.raises(ValueError, match="no image processor"):
         p.images([picture(8, 8)])
@@ -116,7 +116,7 @@ def test_rows_of_text_towers(tmp_path, kind, ids, mask):
     letter = tokenizer_json(("<s>", "$A", "</s>"))
     write(tmp_path, tokenizer=letter, tokenizer_config={"pad_token": pad, "eos_token": "</s>"},
           config={"model_type": kind, "text_config": {"max_position_embeddings": 5}}, preprocessor_config=CROP)
-    p = hf_processor.load(tmp_path)
+    p = loading.load(tmp_path)
     shift = lambda row: "".join(chr(ord("!") + i - 5) for i in row if i > 4)  # byte "!" has id 5
     out = p(text=[shift(row) for row in ids], images=[[picture(8, 8)]])
     assert out["input_ids"].tolist() == ids and out["pixel_values"].shape == (1, 3, 8, 8)
@@ -129,7 +129,7 @@ def test_rows_of_text_towers(tmp_path, kind, ids, mask):
 
 
 def test_tokenize_adds_what_the_file_says_and_decode_shows_it(llava):
-    p = hf_processor.load(llava)
+    p = loading.load(llava)
     assert p.tokenize("hello")[0] == 1 and len(p.tokenize("hello")) == 6
     assert p.decode(p.tokenize("héllo")) == "<s>héllo" and p.decode(p.tokenize("héllo"), True) == "héllo"
     assert p.tokenize("a</s>b")[2] == 2  # as in transformers, written-out special tokens are special
@@ -139,7 +139,7 @@ def test_clip_from_its_two_original_files(tmp_path):
     words = ["a", "b", "a</w>", "b</w>", "ab</w>", "!</w>", "<|startoftext|>", "<|endoftext|>"]
     write(tmp_path, vocab={word: i for i, word in enumerate(words)})
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-    p = hf_processor.load(tmp_path)
+    p = loading.load(tmp_path)
     assert p.tokenize("AB  a!") == [6, 4, 2, 5, 7] and p.decode([6, 4, 2, 5, 7], True) == "ab a !"
 
 
@@ -161,21 +161,21 @@ def test_sentencepiece_bpe_merges_best_score_first(tmp_path):
     pieces = CONTROL + [(f"<0x{b:02X}>", 0, 6) for b in range(256)]
     pieces += [("bc", -1, 1), ("ab", -2, 1), ("\u2581", -3, 1), ("a", -4, 1), ("b", -5, 1), ("c", -6, 1)]
     (tmp_path / "tokenizer.model").write_bytes(spm(pieces, sentencepiece.BPE, byte_fallback=1))
-    p = hf_processor.load(tmp_path)
+    p = loading.load(tmp_path)
     n = len(CONTROL) + 256
     assert p.tokenize("abc") == [n + 2, n + 3, n] and p.tokenize("") == []
     assert p.tokenize("é") == [n + 2, 3 + 0xC3, 3 + 0xA9] and p.decode(p.tokenize("é a")) == "é a"
     assert p.decode([1, *p.tokenize("abc"), 2]) == "abc"
     write(tmp_path, tokenizer_config={"bos_token": "<s>", "tokenizer_class": "LlamaTokenizer"},
           added_tokens={"<image>": len(pieces)})
-    p = hf_processor.load(tmp_path)  # with a config it is transformers' class: begins texts, knows added tokens
+    p = loading.load(tmp_path)  # with a config it is transformers' class: begins texts, knows added tokens
     assert p.tokenize("abc") == [1, n + 2, n + 3, n] and p.tokenize("<image>") == [1, len(pieces)]
 
 
 def test_sentencepiece_unigram_takes_the_likeliest_and_fuses_unknowns(tmp_path):
     pieces = CONTROL + [("\u2581a", -1, 1), ("\u2581", -2, 1), ("a", -2, 1), ("<", -2, 1), ("s", -2, 1), (">", -2, 1)]
     (tmp_path / "tokenizer.model").write_bytes(spm(pieces, sentencepiece.UNIGRAM))
-    p = hf_processor.load(tmp_path)
+    p = loading.load(tmp_path)
     assert p.tokenize("a") == [3] and p.tokenize("<s>") == [4, 6, 7, 8]  # no text becomes a control id
     assert p.tokenize("éüa") == [4, 0, 5] and p.decode([4, 0, 5]) == " \u2047 a"
 
@@ -183,12 +183,12 @@ def test_sentencepiece_unigram_takes_the_likeliest_and_fuses_unknowns(tmp_path):
 def test_a_broken_sentencepiece_file_is_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="no sentencepiece model"):
-        hf_processor.load(tmp_path)
+        loading.load(tmp_path)
 
 
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a tokenizer nor"):
-        hf_processor.load(tmp_path)
+        loading.load(tmp_path)
 
 
 # --- images
@@ -272,4 +272,4 @@ def test_templates_may_refuse_and_cannot_escape(source):
 def test_older_places_of_the_template(llava, name, content):
     (llava / "chat_template.jinja").unlink()
     write(llava, **{name: content})
-    assert hf_processor.load(llava).chat([{"role": "user", "content": "a"}]) == "old a"
+    assert loading.load(llava).chat([{"role": "user", "content": "a"}]) == "old a"

@@ -45,10 +45,26 @@ class HfTokenizer:
             encoding.truncate(max_length - added)
         return self.backend.post_process(encoding, add_special_tokens=special).ids
 
+    def encode(self, text: str, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `tokenize`, and [start, end) of each in characters of the text; (0, 0) for what is added."""
+        encoding = self.backend.encode(text, add_special_tokens=special)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of ids, special tokens written out unless skipped."""
         ids = [int(i) for i in ids if int(i) not in self._hidden]
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """The special tokens as they are spelled in a text."""
+        return frozenset(token.content for token in self.backend.get_added_tokens_decoder().values() if token.special)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a row: the pad token, the end token where there is none, 0 where there is neither."""
+        known = (self.id(name) for name in ("pad_token", "eos_token"))
+        return next((i for i in known if i is not None), 0)
 
     def id(self, name: str) -> int | None:
         """Id of a special token by its name, `pad_token`; None where the checkpoint has none."""
@@ -98,8 +114,10 @@ def _parsed(path: epath.Path) -> tokenizers.Tokenizer:
 
 
 def _special(config: Mapping[str, Any]) -> dict[str, str]:
-    """The *_token entries; older files write each as an object with its `content`."""
+    """The *_token entries, wherever they are; older files write each as an object with its `content`."""
     text = lambda value: value.get("content") if isinstance(value, Mapping) else value
+    for group in ("extra_special_tokens", "model_specific_special_tokens"):
+        config = (config[group] if isinstance(config.get(group), Mapping) else {}) | config
     named = {name: text(value) for name, value in config.items() if name.endswith("_token")}
     return {name: value for name, value in named.items() if isinstance(value, str)}
 

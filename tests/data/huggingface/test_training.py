@@ -1,0 +1,129 @@
+"""Conversations to learn from: what is learnt is what the assistant says and the token that ends it, nothing else."""
+
+import numpy as np
+import pytest
+
+from tests.data.huggingface.folders import assistant, picture, tokenizer_json, user, write
+from vlm_jax.data.huggingface import loading
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>",
+           "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+SAID = ("{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ '<image>' if c.type == 'image' "
+        "else c.text }}{% endfor %}{% endif %}")
+CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n" + SAID + "<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+LLAVA = ("{% for m in messages %}{% if m.role == 'assistant' %}ASSISTANT: {% generation %}" + SAID + " {% endgeneration %}"
+         "{% else %}USER: " + SAID + " {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}")
+TEMPLATES = {  # name: template, eos token, what ends an answer, what stands between prompt and answer
+    "chatml": (CHATML, "<|im_end|>", "<|im_end|>", ""),
+    "llama2": ("{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} </s>{% else %}<s>[INST] " + SAID +
+               " [/INST]{% endif %}{% endfor %}", "</s>", " </s>", " "),
+    "llama3": ("<s>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n" + SAID + "<|eot_id|>"
+               "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+               "<|eot_id|>", "<|eot_id|>", ""),
+    "vicuna": ("{% for m in messages %}{{ m.role | upper }}: " + SAID + "{{ eos_token if m.role == 'assistant' else ' ' }}"
+               "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}", "</s>", "</s>", " "),
+    "gemma": ("{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n" +
+              SAID + "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+              "</s>", "<end_of_turn>", ""),
+    "mistral": ("{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] " + SAID + " [/INST]{% else %} "
+                "{{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}", "</s>", "</s>", " "),
+    "no end token": ("{% for m in messages %}{{ m.role }}: " + SAID + "\n{% endfor %}"
+                     "{% if add_generation_prompt %}assistant: {% endif %}", "</s>", "</s>", ""),
+    "blocks without an end token": (LLAVA, "</s>", "</s>", ""),
+    "blocks before it": ("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}" + SAID + "{% endgeneration %}"
+                         "<|im_end|>{% else %}<|im_start|>" + SAID + "{% endif %}{% endfor %}", "</s>", "<|im_end|>", ""),
+    "blocks around it": ("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\n"
+                         "{% endgeneration %}{% else %}<|im_start|>" + SAID + "{% endif %}{% endfor %}",
+                         "</s>", "<|im_end|>", ""),
+}
+TALK = [user(None, "Red?"), assistant("No, it's blue."), user("And ", None, " this?"), assistant("Red, 東.")]
+
+
+def processor(folder, template, eos="</s>", **tokenizer):
+    """LLaVA's: 16 patches make 16 image tokens."""
+    write(folder, template, tokenizer=tokenizer_json(SPECIAL, ("<s>", "$A"), **tokenizer),
+          tokenizer_config={"bos_token": "<s>", "eos_token": eos, "pad_token": "<pad>", "image_token": "<image>"},
+          config={"model_type": "llava"},
+          preprocessor_config={"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8},
+                               "crop_size": {"height": 8, "width": 8}},
+          processor_config={"patch_size": 2, "num_additional_image_tokens": 1,
+                            "vision_feature_select_strategy": "default"})
+    return loading.load(folder)
+
+
+def learnt(p, out, row=0):
+    """The learnt stretches of a row, as text."""
+    ids, mask = out["input_ids"][row], out["loss_mask"][row]
+    cuts = np.flatnonzero(np.diff(mask, prepend=0)).tolist()
+    starts = [at for at in cuts if mask[at]]
+    return [p.decode([i for i, m in zip(ids[at:], np.cumprod(mask[at:])) if m]) for at in starts]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_answers_and_their_end_tokens_are_learnt_and_nothing_else(tmp_path, name):
+    template, eos, end, gap = TEMPLATES[name]
+    p = processor(tmp_path, template, eos)
+    out = p.training([TALK, TALK[:2]], [[picture(8, 8)] * 2, [picture(8, 8)]])
+    answers = [f"{gap}No, it's blue.{end}", f"{gap}Red, 東.{end}"]
+    assert learnt(p, out) == answers and learnt(p, out, 1) == answers[:1]
+    assert out["pixel_values"].shape == (3, 3, 8, 8)
+    image = p.tokenizer.backend.token_to_id("<image>")
+    assert (out["input_ids"] == image).sum(axis=1).tolist() == [32, 16]
+    assert not out["loss_mask"][(out["input_ids"] == image) | (out["attention_mask"] == 0)].any()
+
+
+@pytest.mark.parametrize("name", ["chatml", "vicuna", "gemma", "llama3", "mistral", "llama2"])
+def test_a_row_begins_with_the_prompt_that_the_model_will_be_given(tmp_path, name):
+    template, eos, _, _ = TEMPLATES[name]
+    p = processor(tmp_path, template, eos)
+    prompt = p(messages=[TALK[:1]], images=[[picture(8, 8)]])["input_ids"][0]
+    out = p.training([TALK[:2]], [[picture(8, 8)]])
+    np.testing.assert_array_equal(out["input_ids"][0, : len(prompt)], prompt)
+    assert not out["loss_mask"][0, : len(prompt)].any() and out["loss_mask"][0, len(prompt)] == 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_are_padded_on_the_side_asked_for(tmp_path, side):
+    p = processor(tmp_path, CHATML, "<|im_end|>")
+    out = p.training([TALK, [user("Hi."), assistant("Hello.")]], [[picture(8, 8)] * 2, []], padding_side=side)
+    assert out["attention_mask"][1, 0 if side == "left" else -1] == 0
+    assert learnt(p, out, 1) == ["Hello.<|im_end|>"]
+
+
+def test_a_token_that_joins_prompt_and_answer_is_not_learnt(tmp_path):
+    """ ":N" is one token: half of it is the prompt's. A blank of the prompt's does not keep a word from being learnt."""
+    joined = processor(tmp_path, "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}"
+                       "{% if add_generation_prompt %}assistant:{% endif %}", merges=[(":", "N")])
+    talk = [{"role": "user", "content": "Red?"}, assistant("No.")]
+    assert learnt(joined, joined.training([talk])) == ["o.</s>"]
+    spaced = processor(tmp_path, "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+                       "{% if add_generation_prompt %}assistant: {% endif %}", merges=[("Ġ", "N")])
+    assert learnt(spaced, spaced.training([talk])) == [" No.</s>"]
+
+
+def test_a_template_that_does_not_tell_its_answers_is_refused(tmp_path):
+    """It says less of what is long past, as templates of models that think aloud do."""
+    forgetful = CHATML.replace("<|im_start|>", "{% if not loop.last and m.role == 'assistant' %}(long ago){% endif %}<|im_start|>", 1)
+    p = processor(tmp_path, forgetful)
+    with pytest.raises(ValueError, match="not write turn after turn.*generation"):
+        p.training([TALK], [[picture(8, 8)] * 2])
+    assert learnt(p, p.training([TALK[:2]], [[picture(8, 8)]])) == ["No, it's blue.<|im_end|>"]  # of one answer it does
+
+
+def test_without_any_end_token_a_conversation_is_refused(tmp_path):
+    p = processor(tmp_path, TEMPLATES["no end token"][0], eos=None)
+    with pytest.raises(ValueError, match="no token that ends an answer"):
+        p.training([TALK[:2]], [[picture(8, 8)]])
+
+
+@pytest.mark.parametrize("talk", [
+    [user("a"), assistant("b<|im_end|>c")], [user("a</s>"), assistant("b")], [user("a"), assistant("<image>")]])
+def test_messages_that_spell_special_tokens_are_refused(tmp_path, talk):
+    with pytest.raises(ValueError, match="Conversation 1 spells the special token"):
+        processor(tmp_path, CHATML).training([TALK[:2], talk], [[picture(8, 8)], []])
+
+
+def test_blocks_do_not_show_in_prompts_and_what_they_set_is_known_behind_them(tmp_path):
+    p = processor(tmp_path, "{% generation %}{% set x = messages[0].content %}{{ x }}{% endgeneration %}{{ x }}")
+    assert p.chat([{"role": "user", "content": "a"}]) == "aa"

@@ -1,0 +1,62 @@
+"""A folder in Hugging Face layout -> its processor."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from etils import epath
+
+from vlm_jax.data.huggingface import images as hf_images, tokenizer as hf_tokenizer
+from vlm_jax.data.huggingface.marks.marks import Files
+from vlm_jax.data.huggingface.marks.registry import MARKS
+from vlm_jax.data.huggingface.processor import HfProcessor, PairText
+from vlm_jax.data.huggingface.template import ChatTemplate
+from vlm_jax.data.huggingface.tokenizer import HfTokenizer, read_json
+
+
+def load(folder: epath.PathLike) -> HfProcessor:
+    """The processor of a folder in Hugging Face layout; tokenizer files alone or image files alone will do.
+
+    Raises FileNotFoundError where there are neither, ValueError where a file is damaged or of an unknown kind.
+    """
+    folder = epath.Path(folder)
+    config, joined = read_json(folder / "config.json"), read_json(folder / "processor_config.json")
+    pixels = read_json(folder / "preprocessor_config.json") or joined.get("image_processor") or {}
+    tokenizer = hf_tokenizer.load(folder)
+    if tokenizer is None and not pixels:
+        raise FileNotFoundError(f"There is neither a tokenizer nor a preprocessor_config.json in {folder}.")
+    settings = read_json(folder / "tokenizer_config.json")
+    source, kind = _template(folder, joined, settings), _kind(config, joined, settings, pixels)
+    talks = kind in MARKS and tokenizer and pixels
+    return HfProcessor(
+        tokenizer=tokenizer, image_processor=hf_images.from_config(pixels) if pixels else None,
+        template=None if source is None else ChatTemplate(source, tokenizer.special if tokenizer else {}),
+        pair=_pair(kind, config, tokenizer) if tokenizer else None,
+        marks=MARKS[kind](Files(config, joined, pixels, tokenizer)) if talks else None)
+
+
+def _kind(config: Mapping[str, Any], *others: Mapping[str, Any]) -> str:
+    """The model type without dashes, qwen25vl; where there is no config.json a Qwen2_5_VLProcessor names it."""
+    names = [config.get("model_type"), *(other.get("processor_class") for other in others)]
+    name = next(filter(None, names), "").removesuffix("Processor")
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _template(folder: epath.Path, joined: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """The source of the chat template, from the newest place that has one to the oldest."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text()
+    old = read_json(folder / "chat_template.json").get("chat_template")
+    found = old or joined.get("chat_template") or settings.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    return found
+
+
+def _pair(kind: str, config: Mapping[str, Any], tokenizer: HfTokenizer) -> PairText | None:
+    positions = (config.get("text_config") or {}).get("max_position_embeddings") or tokenizer.max_length
+    if kind == "clip":
+        return PairText(positions or 77)
+    if kind in ("siglip", "siglip2"):  # trained on full rows, padding and all, without a mask
+        return PairText(positions or 64, to_context=True, mask=False)
+    return None

@@ -1,0 +1,51 @@
+"""PaliGemma: images, begin token, the prompt as it is, a newline (arXiv 2407.07726); an answer is its suffix.
+
+It was trained on single questions, and has no chat template: of a conversation the words alone make the prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Sequence
+
+import numpy as np
+
+from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, said, shown, told
+from vlm_jax.data.huggingface.template import Messages, Spans
+from vlm_jax.models.tokens.fixed import Fixed
+
+
+@dataclasses.dataclass(frozen=True)
+class PaliGemmaMarks(Marks):
+    begin: str = "<bos>"
+    begins: ClassVar[bool] = True
+
+    def asked(self, messages: Messages) -> str:
+        return self.mark * shown(messages) + "".join(map(said, messages))
+
+    def taught(self, messages: Messages, end: str) -> tuple[str, Spans]:
+        if [message["role"] for message in messages] != ["user", "assistant"]:
+            raise ValueError("PaliGemma learns one question and its answer; give a user's message and an assistant's.")
+        prompt, suffix = self.closed(self.asked(messages[:1])), said(messages[1]) + end
+        return prompt + suffix, [(len(prompt), len(prompt + suffix))]
+
+    def marked(self, prompt: str, images: int) -> str:
+        if self.mark in prompt:
+            return prompt
+        return self.mark * images + prompt if images else self.begin + prompt
+
+    def closed(self, prompt: str) -> str:
+        return prompt + "\n"
+
+    def written(self, sizes: Sizes) -> list[str]:
+        images = super().written(sizes)
+        return images[:-1] + [images[-1] + self.begin] if images else []
+
+    def fields(self, is_image: np.ndarray, learnt: np.ndarray, images: Sequence[int]) -> dict[str, np.ndarray]:
+        return {"token_type_ids": learnt.astype(np.int64)}
+
+
+def marks(files: Files) -> PaliGemmaMarks:
+    key = "image_seq_length"
+    tokens = told(key, files.images.get(key), files.processor.get(key), files.vision("num_image_tokens"))
+    return PaliGemmaMarks(files.image_token(), files.image_token(), Fixed(tokens), files.token("bos_token", "<bos>"))
