@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -32,7 +32,8 @@ class Form:
 SAME = Form(lambda x: x, lambda x, _: x)
 LINEAR = Form(lambda x: x.T, lambda x, _: x.T)  # torch: [out, in]
 SCALAR = Form(lambda x: x.reshape(()), lambda x, shape: x.reshape(shape))
-TOKEN = Form(lambda x: x.reshape(x.shape[-1]), lambda x, shape: x.reshape(shape))  # [1, 1, width], as ViT keeps it
+TOKEN = Form(lambda x: x.reshape(x.shape[-1]), lambda x, shape: x.reshape(shape))  # [1, 1, width] or [1, width]
+FIRST = Form(lambda x: x[0], lambda x, _: x[None])  # [1, ...], an axis of the batch
 # torch convolutions are [out, channel, height, width]; a patch is flattened row by row, channels fastest
 PATCH = Form(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
              lambda x, shape: x.reshape(*shape, -1).transpose(3, 2, 0, 1))

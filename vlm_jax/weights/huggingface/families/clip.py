@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from vlm_jax.models.model import ModelConfig
@@ -27,15 +28,12 @@ def vision_config(hf: HfConfig) -> ViTConfig:
     Raises ValueError for an activation or a number of channels that we do not have.
     """
     hf = VISION | hf
-    encoder.checked_channels(hf)
-    return ViTConfig(
-        image_size=hf["image_size"], patch_size=hf["patch_size"], transformer=encoder.transformer(hf),
-        drop_remainder=hf["image_size"] % hf["patch_size"] > 0)
+    return ViTConfig(**encoder.image_sizes(hf), transformer=encoder.transformer(hf))
 
 
 def vision_hf_config(config: ViTConfig) -> HfConfig:
     return {"model_type": "clip_vision_model", **encoder.hf_transformer(config.transformer),
-            "num_channels": 3, "image_size": config.image_size, "patch_size": config.patch_size}
+            **encoder.hf_image_sizes(config)}
 
 
 def text_config(hf: HfConfig) -> TextConfig:
@@ -94,3 +92,6 @@ def table(config: ModelConfig) -> list[Weight]:
 
 
 FAMILY = Family("CLIPModel", config, hf_config, table, encoder.passed_over)
+VISION_FAMILY = encoder.vision_family(
+    "CLIPVisionModel", lambda hf: dataclasses.replace(vision_config(hf), resize=encoder.RESIZE), vision_hf_config,
+    vision_table)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
+from vlm_jax.models.encoders import EncoderConfig
+from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.transformer import TransformerConfig
-from vlm_jax.weights.huggingface.family import HfConfig
+from vlm_jax.models.vit import ViTConfig
+from vlm_jax.weights.huggingface.family import Family, HfConfig
 from vlm_jax.weights.huggingface.table import Weight, linear, norm
 
 ACTIVATIONS = {  # their name -> ours; of several names the first is written
     "gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "silu": "silu", "swish": "silu"}
+    "gelu_fast": "gelu_tanh", "silu": "silu", "swish": "silu",
+    "tanh": "tanh"}
+
+RESIZE = "bicubic"  # what `interpolate_pos_encoding` asks for; an encoder that stands alone takes images of other sizes
 
 
 def activation(theirs: str) -> str:
@@ -23,12 +31,12 @@ def hf_activation(ours: str) -> str:
     return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
 
 
-def transformer(hf: HfConfig) -> TransformerConfig:
-    """Sizes of a tower from its part of config.json, class defaults filled in."""
+def transformer(hf: HfConfig, **options: Any) -> TransformerConfig:
+    """Sizes of a tower from its part of config.json, class defaults filled in; `options` are what it says besides."""
     return TransformerConfig(
         layers=hf["num_hidden_layers"], width=hf["hidden_size"], heads=hf["num_attention_heads"],
         mlp_width=hf["intermediate_size"], norm_eps=hf["layer_norm_eps"],
-        activation=activation(hf["hidden_act"]))
+        activation=activation(hf["hidden_act"]), **options)
 
 
 def hf_transformer(config: TransformerConfig) -> HfConfig:
@@ -59,6 +67,39 @@ def checked_channels(hf: HfConfig) -> int:
     if hf["num_channels"] != 3:
         raise ValueError(f"config.json asks for images of {hf['num_channels']} channels; only 3 are supported.")
     return 3
+
+
+def square(hf: HfConfig, key: str) -> int:
+    """A size said as one number, or as [height, width]; raises ValueError where these differ."""
+    sides = hf[key] if isinstance(hf[key], (list, tuple)) else [hf[key]]
+    if len(set(sides)) != 1:
+        raise ValueError(f"config.json has {key} {hf[key]}; only squares are supported.")
+    return sides[0]
+
+
+def image_sizes(hf: HfConfig) -> dict[str, Any]:
+    """The fields of ViTConfig that say what an image is; raises ValueError for what is not square or not RGB."""
+    checked_channels(hf)
+    image, patch = square(hf, "image_size"), square(hf, "patch_size")
+    return {"image_size": image, "patch_size": patch, "drop_remainder": image % patch > 0}
+
+
+def hf_image_sizes(config: ViTConfig) -> HfConfig:
+    return {"num_channels": 3, "image_size": config.image_size, "patch_size": config.patch_size}
+
+
+def vision_family(architecture: str, config: Callable[[HfConfig], EncoderConfig],
+                  hf_config: Callable[[EncoderConfig], HfConfig], table: Callable[[EncoderConfig], list[Weight]]) -> Family:
+    """The image tower of a pair as a model of its own, all of its names below `vision_model`."""
+    return Family(
+        architecture, config=lambda hf: ModelConfig(vision=config(hf)),
+        hf_config=lambda whole: {"architectures": [architecture], **hf_config(whole.vision)},
+        table=lambda whole: table(whole.vision), rename=_below_vision_model)
+
+
+def _below_vision_model(name: str) -> str | None:
+    """transformers 5 saves such a tower without the first part of the names."""
+    return passed_over(name if name.startswith("vision_model.") else f"vision_model.{name}")
 
 
 def passed_over(name: str) -> str | None:

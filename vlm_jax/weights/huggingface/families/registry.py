@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from vlm_jax.weights.huggingface.families import (
-    clip, gemma, gemma2, gemma3_text, llama, llava, mistral, qwen2, qwen3, siglip)
+    clip, dinov2, gemma, gemma2, gemma3_text, llama, llava, mistral, qwen2, qwen3, siglip, siglip2, vit)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     clip.FAMILY,
+    clip.VISION_FAMILY,
+    dinov2.FAMILY,
+    dinov2.FAMILY_WITH_REGISTERS,
     gemma.FAMILY,
     gemma2.FAMILY,
     gemma3_text.FAMILY,
@@ -17,6 +20,10 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     qwen2.FAMILY,
     qwen3.FAMILY,
     siglip.FAMILY,
+    siglip.VISION_FAMILY,
+    siglip2.FAMILY,
+    siglip2.VISION_FAMILY,
+    vit.FAMILY,
 )}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from vlm_jax.models.model import ModelConfig
+from vlm_jax.models.naflex import NaFlexConfig
 from vlm_jax.models.text import TextConfig
 from vlm_jax.models.two_tower import ContrastConfig
 from vlm_jax.models.vit import ViTConfig
@@ -13,10 +15,10 @@ from vlm_jax.weights.huggingface.family import Family, HfConfig
 from vlm_jax.weights.huggingface.table import LINEAR, PATCH, SCALAR, TOKEN, Weight, linear, norm
 
 # What transformers' classes fill in where config.json is silent.
-_STACK = dict(num_hidden_layers=12, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, hidden_size=768,
-              intermediate_size=3072, num_attention_heads=12)
-VISION = dict(_STACK, num_channels=3, image_size=224, patch_size=16, vision_use_head=True)
-TEXT = dict(_STACK, vocab_size=32000, max_position_embeddings=64)
+STACK = dict(num_hidden_layers=12, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, hidden_size=768,
+             intermediate_size=3072, num_attention_heads=12)
+VISION = dict(STACK, num_channels=3, image_size=224, patch_size=16, vision_use_head=True)
+TEXT = dict(STACK, vocab_size=32000, max_position_embeddings=64)
 
 
 def vision_config(hf: HfConfig) -> ViTConfig:
@@ -25,44 +27,56 @@ def vision_config(hf: HfConfig) -> ViTConfig:
     Raises ValueError for an activation or a number of channels that we do not have.
     """
     hf = VISION | hf
-    encoder.checked_channels(hf)
     return ViTConfig(
-        image_size=hf["image_size"], patch_size=hf["patch_size"], transformer=encoder.transformer(hf),
-        pool="map" if hf["vision_use_head"] else "mean", pre_norm=False, patch_bias=True, final_norm="all",
-        drop_remainder=hf["image_size"] % hf["patch_size"] > 0)
+        **encoder.image_sizes(hf), transformer=encoder.transformer(hf),
+        pool="map" if hf["vision_use_head"] else "mean", pre_norm=False, patch_bias=True, final_norm="all")
 
 
 def vision_hf_config(config: ViTConfig) -> HfConfig:
     return {"model_type": "siglip_vision_model", **encoder.hf_transformer(config.transformer),
-            "num_channels": 3, "image_size": config.image_size, "patch_size": config.patch_size,
-            "vision_use_head": config.pool == "map"}
+            **encoder.hf_image_sizes(config), "vision_use_head": config.pool == "map"}
 
 
-def config(hf: HfConfig) -> ModelConfig:
-    """The sizes in a SiglipConfig."""
+def text_parts(hf: HfConfig) -> tuple[TextConfig, ContrastConfig]:
+    """The text tower and the shared space of a SiglipConfig."""
     text = TEXT | (hf.get("text_config") or {})
     tower = TextConfig(vocab_size=text["vocab_size"], context=text["max_position_embeddings"], end_id=None,
                        transformer=encoder.transformer(text), causal=False, pool="last")
     contrast = ContrastConfig(
         text.get("projection_size") or text["hidden_size"], scale=10.0, bias=-10.0, max_scale=math.inf,
         image_projection=False, text_projection_bias=True)
-    return ModelConfig(vision=vision_config(hf.get("vision_config") or {}), text=tower, contrast=contrast)
+    return tower, contrast
+
+
+def text_hf_config(config: ModelConfig) -> HfConfig:
+    return {"model_type": "siglip_text_model", **encoder.hf_transformer(config.text.transformer),
+            "vocab_size": config.text.vocab_size, "max_position_embeddings": config.text.context,
+            "projection_size": config.contrast.embed_dim}
+
+
+def config(hf: HfConfig) -> ModelConfig:
+    """The sizes in a SiglipConfig."""
+    text, contrast = text_parts(hf)
+    return ModelConfig(vision=vision_config(hf.get("vision_config") or {}), text=text, contrast=contrast)
 
 
 def hf_config(config: ModelConfig) -> HfConfig:
-    text = {"model_type": "siglip_text_model", **encoder.hf_transformer(config.text.transformer),
-            "vocab_size": config.text.vocab_size, "max_position_embeddings": config.text.context,
-            "projection_size": config.contrast.embed_dim}
     return {"architectures": ["SiglipModel"], "model_type": "siglip",
-            "vision_config": vision_hf_config(config.vision), "text_config": text}
+            "vision_config": vision_hf_config(config.vision), "text_config": text_hf_config(config)}
 
 
 def vision_table(config: ViTConfig, ours: str = "vision", theirs: str = "vision_model") -> list[Weight]:
     """The rows of the image tower, whatever it is called: `ours` in our tree, `theirs` in the files."""
     size, patch = config.patch_size, f"{theirs}.embeddings.patch_embedding"
-    rows = [
+    return [
         Weight(f"{ours}/patch_embed/kernel", f"{patch}.weight", PATCH, (size, size, 3)),
         Weight(f"{ours}/patch_embed/bias", f"{patch}.bias"),
+        *tower_table(config, ours, theirs)]
+
+
+def tower_table(config: ViTConfig | NaFlexConfig, ours: str, theirs: str) -> list[Weight]:
+    """What comes after the patches."""
+    rows = [
         Weight(f"{ours}/position_embedding", f"{theirs}.embeddings.position_embedding.weight"),
         *encoder.blocks(ours, theirs),
         *norm(f"{ours}/norm_post", f"{theirs}.post_layernorm")]
@@ -81,10 +95,14 @@ def _head(width: int, ours: str, theirs: str) -> list[Weight]:
             *encoder.mlp(f"{ours}/mlp", f"{theirs}.mlp")]
 
 
-def table(config: ModelConfig) -> list[Weight]:
+def text_table() -> list[Weight]:
+    """The text tower and what it is compared with."""
     scalars = [Weight(name, name, SCALAR, (1,)) for name in ("logit_scale", "logit_bias")]
-    return [*vision_table(config.vision), *clip.text_table(),
-            *linear("text_projection", "text_model.head"), *scalars]
+    return [*clip.text_table(), *linear("text_projection", "text_model.head"), *scalars]
 
 
-FAMILY = Family("SiglipModel", config, hf_config, table, encoder.passed_over)
+FAMILY = Family("SiglipModel", config, hf_config,
+                lambda config: [*vision_table(config.vision), *text_table()], encoder.passed_over)
+VISION_FAMILY = encoder.vision_family(
+    "SiglipVisionModel", lambda hf: dataclasses.replace(vision_config(hf), resize=encoder.RESIZE), vision_hf_config,
+    vision_table)
