@@ -228,10 +228,10 @@ def test_a_crop_larger_than_the_image_is_black_around_it():
 
 def test_values_are_rescaled_and_normalised_where_asked():
     image, plain = picture(8, 8), {"do_rescale": False, "do_normalize": False}
-    pixels = hf_images.from_config(CROP | plain)([image])
+    pixels = hf_images.from_config(CROP | plain)([image])["pixel_values"]
     assert pixels.dtype == np.float32 and pixels.shape == (1, 3, 8, 8)
     np.testing.assert_array_equal(pixels[0].transpose(1, 2, 0), np.asarray(image))
-    pixels = hf_images.from_config(CROP | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 2]})([image])
+    pixels = hf_images.from_config(CROP | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 2]})([image])["pixel_values"]
     wanted = (np.asarray(image) / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2]
     np.testing.assert_allclose(pixels[0].transpose(1, 2, 0), wanted, atol=1e-5)
 
@@ -241,9 +241,9 @@ def test_transparent_and_gray_images_become_rgb():
     assert (fit(clear, **CROP) == 255).all() and (fit(Image.new("L", (8, 8), 7), **CROP) == 7).all()
 
 
-def test_processors_of_no_fixed_size_are_refused():
-    with pytest.raises(ValueError, match="Qwen2VLImageProcessor is not supported"):
-        hf_images.from_config({"image_processor_type": "Qwen2VLImageProcessor"})
+def test_unknown_processors_and_unequal_sizes_are_refused():
+    with pytest.raises(ValueError, match="FuyuImageProcessor is not supported; known are CLIP, "):
+        hf_images.from_config({"image_processor_type": "FuyuImageProcessor"})
     with pytest.raises(ValueError, match="one size"):
         hf_images.from_config(CROP | {"do_resize": False, "do_center_crop": False})([picture(3, 3), picture(4, 4)])
 

@@ -131,7 +131,7 @@ def test_an_image_among_others_is_not_tiled():
 
 def test_pinpoints_are_whole_tiles():
     with pytest.raises(ValueError, match="multiples of the tile, 4 pixels"):
-        AnyRes(4, 2, ((4, 6),))
+        AnyRes(4, 2, ((4, 6),)).count(5, 5)
 
 
 def test_a_layout_of_a_loaded_model_answers_for_it():

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 import numpy as np
 from PIL import Image
 
-from vlm_jax.data.huggingface.images import HfImageProcessor
+from vlm_jax.data.huggingface.images import HfImageProcessor, size
 from vlm_jax.data.huggingface.marks.marks import Marks
 from vlm_jax.data.huggingface.script import Script
 from vlm_jax.data.huggingface.spans import check_plain, ended, learnt
@@ -49,9 +49,10 @@ class HfProcessor:
         """Text of ids, special tokens written out unless skipped."""
         return _has(self.tokenizer, "tokenizer").decode(ids, skip_special_tokens)
 
-    def images(self, images: Images) -> Arrays:
-        """`pixel_values` [n, 3, height, width] float32 of images, PIL or uint8 H x W x 3."""
-        return {"pixel_values": _has(self.image_processor, "image processor")(images)}
+    def images(self, images: Images | Sequence[Images]) -> Arrays:
+        """What transformers' image processor of this kind makes of images, PIL or uint8 H x W x 3, or of a list of
+        them for each prompt: `pixel_values` float32 and what stands beside them (`data.huggingface.images`)."""
+        return _has(self.image_processor, "image processor")(images)
 
     def chat(self, messages: Messages, add_generation_prompt: bool = True, **variables: Any) -> str:
         """A conversation as the prompt that this checkpoint's template makes of it."""
@@ -126,7 +127,7 @@ class HfProcessor:
     def _rows(self, scripts: list[Script], images: Sequence[Images] | None, side: str) -> tuple[Arrays, np.ndarray]:
         """(inputs but for pixels, bool [b, t] which tokens are learnt) of marked scripts."""
         tokenizer, marks = _has(self.tokenizer, "tokenizer"), self.marks
-        sizes = [[_size(image) for image in row] for row in images or [[]] * len(scripts)]
+        sizes = [[size(image) for image in row] for row in images or [[]] * len(scripts)]
         fronts, image = [[]] * len(scripts), None
         if marks is not None:
             scripts = [script.written(marks, row) for script, row in zip(scripts, sizes)]
@@ -157,13 +158,11 @@ class HfProcessor:
         return {"input_ids": _padded(rows, fronts, "right", tokenizer.pad_id, length)} | (mask if self.pair.mask else {})
 
     def _pixels(self, images: Sequence[Images] | None) -> Arrays:
-        flat = [image for row in images or [] for image in row]
-        return self.images(flat) if flat else {}
-
-
-def _size(image: Image.Image | np.ndarray) -> tuple[int, int]:
-    """(width, height) in pixels."""
-    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+        """What the model takes of the images; nothing where there are none."""
+        if not any(images or ()):
+            return {}
+        arrays = self.images(images)
+        return {name: array for name, array in arrays.items() if name not in self.image_processor.prompt_only}
 
 
 def _padded(rows: Sequence[Sequence[int]], fronts: Sequence[Sequence[int]], side: str, fill: int,

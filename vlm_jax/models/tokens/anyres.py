@@ -49,15 +49,10 @@ class AnyRes(Layout):
     pinpoints: tuple[tuple[int, int], ...]
     max_tiles: int | None = None
 
-    def __post_init__(self):
-        if not self.pinpoints or any(n % self.tile or n < 1 for point in self.pinpoints for n in point):
-            raise ValueError(f"AnyRes pinpoints must be multiples of the tile, {self.tile} pixels, not "
-                             f"{self.pinpoints!r}.")
-
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """(rows, columns) of tiles, without that of the whole image."""
-        canvas = best_canvas(self.pinpoints, width, height)
-        return canvas[0] // self.tile, canvas[1] // self.tile
+        rows, columns = (math.ceil(n / self.tile) for n in best_canvas(self.pinpoints, width, height))
+        return rows, columns
 
     def tiles(self, width: int, height: int) -> int:
         """Tiles that the encoder sees, that of the whole image first."""
@@ -65,7 +60,13 @@ class AnyRes(Layout):
         return 1 + rows * columns
 
     def shown(self, width: int, height: int) -> tuple[slice, slice]:
-        """(rows, columns) of the canvas' tokens that show something of the image, before any shrinking."""
+        """(rows, columns) of the canvas' tokens that show something of the image, before any shrinking.
+
+        Raises ValueError where the tiles at the edges are no whole ones.
+        """
+        if any(n % self.tile for n in best_canvas(self.pinpoints, width, height)):
+            raise ValueError(f"AnyRes pinpoints must be multiples of the tile, {self.tile} pixels, not "
+                             f"{self.pinpoints!r}.")
         rows, columns = (n * self.side for n in self.grid(width, height))
         # Floats as in the reference, rounded to 7 digits before they are cut: 23.99999999 is 24.
         if width / height > columns / rows:

@@ -19,3 +19,7 @@ class Layout:
     def count(self, width: int, height: int) -> int:
         """Visual tokens in the decoder's row, without marks around them."""
         raise NotImplementedError
+
+    def tiles(self, width: int, height: int) -> int:
+        """Images that the encoder sees of this one."""
+        return 1

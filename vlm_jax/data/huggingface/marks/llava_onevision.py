@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Sequence
-
-import numpy as np
 
 from vlm_jax.data.huggingface.marks import llava_next
 from vlm_jax.data.huggingface.marks.llava import SELECT
@@ -22,9 +19,6 @@ class OneVisionMarks(Marks):
 
     def written(self, sizes: Sizes) -> list[str]:
         return [self.token * (self.layout.count(*size, tiled=len(sizes) == 1) + self.kept) for size in sizes]
-
-    def fields(self, is_image: np.ndarray, learnt: np.ndarray, images: Sequence[int]) -> dict[str, np.ndarray]:
-        return {"batch_num_images": np.array(images, np.int64)} if any(images) else {}
 
 
 def marks(files: Files) -> OneVisionMarks:
