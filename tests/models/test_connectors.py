@@ -48,6 +48,16 @@ def test_norm_linear_multiplies_by_one_plus_the_scale_and_adds_no_bias():
     assert np.allclose(module.apply({"params": params}, FEATURES), normed @ params["linear_1"]["kernel"], atol=1e-5)
 
 
+def test_norm_mlp_begins_with_a_layer_norm():
+    module = connector(ConnectorConfig("norm_mlp", activation="relu", norm_eps=0.1), 8)
+    params = parameters(module)
+    centred = X - X.mean(-1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 0.1)
+    normed = normed * params["norm"]["scale"] + params["norm"]["bias"]
+    expected = dense(params["linear_2"], np.maximum(dense(params["linear_1"], normed), 0))
+    assert np.allclose(module.apply({"params": params}, FEATURES), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_biases_can_be_left_out(kind):
     tree = parameters(connector(ConnectorConfig(kind, bias=False), 8))

@@ -36,6 +36,18 @@ def test_average_is_the_mean_of_each_cell(side, factor):
     assert out.features.shape == (2, kept * kept, 3) and out.mask.all()
 
 
+@pytest.mark.parametrize("side, factor", [(4, 2), (6, 3), (3, 1)])
+def test_pixel_shuffle_puts_the_features_of_a_cell_side_by_side(side, factor):
+    """Row by row inside a cell, and the channels of a patch together."""
+    given = features(side)
+    out = reduce("pixel_shuffle", factor, given).features
+    kept = side // factor
+    for cell, (row, column) in enumerate(itertools.product(range(kept), range(kept))):
+        members = [(row * factor + i) * side + column * factor + j for i in range(factor) for j in range(factor)]
+        assert np.array_equal(out[:, cell], np.concatenate([given.features[:, m] for m in members], axis=-1))
+    assert out.shape == (2, kept * kept, 3 * factor**2)
+
+
 def test_a_cell_is_real_where_any_of_its_patches_is():
     given = features(4, batch=1)
     mask = np.zeros((1, 16), bool)

@@ -15,7 +15,7 @@ from vlm_jax.models.vit import Features
 @dataclasses.dataclass(frozen=True)
 class ConnectorConfig:
     """`kind` is a name in CONNECTORS; the sizes F and D come from the parts it joins. `bias` is that of
-    the linear layers of "linear" and "mlp".
+    the linear layers of "linear", "mlp" and "norm_mlp".
 
     `reducer`, a name in REDUCERS, first makes the features fewer: `factor` times fewer rows and columns of the grid.
     """
@@ -72,7 +72,22 @@ class NormLinearConnector(nn.Module):
         return Linear(self.width, use_bias=False, name="linear_1")(x)
 
 
-CONNECTORS = {"linear": LinearConnector, "mlp": MlpConnector, "norm_linear": NormLinearConnector}
+class NormMlpConnector(nn.Module):
+    """LayerNorm, linear, activation, linear (InternVL, arXiv 2404.16821)."""
+
+    config: ConnectorConfig
+    width: int
+
+    @nn.compact
+    def __call__(self, features: Features) -> Float[Array, "b v d"]:
+        c = self.config
+        x = Norm("layer", c.norm_eps, name="norm")(features.features)
+        x = activation(c.activation)(Linear(self.width, c.bias, name="linear_1")(x))
+        return Linear(self.width, c.bias, name="linear_2")(x)
+
+
+CONNECTORS = {"linear": LinearConnector, "mlp": MlpConnector, "norm_linear": NormLinearConnector,
+              "norm_mlp": NormMlpConnector}
 
 
 def connector(config: ConnectorConfig, width: int, **kwargs) -> nn.Module:

@@ -36,7 +36,13 @@ def average(x: Float[Array, "b v f"], factor: int) -> Float[Array, "b w f"]:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-REDUCERS: dict[str, Callable[[Array, int], Array]] = {"average": average}
+def pixel_shuffle(x: Float[Array, "b v f"], factor: int) -> Float[Array, "b w nnf"]:
+    """The features of each cell side by side, row by row (InternVL, arXiv 2404.16821; Idefics3, arXiv 2408.12637)."""
+    b, rows, columns, n, _, f = (x := cells(x, factor)).shape
+    return x.reshape(b, rows * columns, n * n * f)
+
+
+REDUCERS: dict[str, Callable[[Array, int], Array]] = {"average": average, "pixel_shuffle": pixel_shuffle}
 
 
 def reduce(kind: str | None, factor: int, features: Features) -> Features:
