@@ -15,7 +15,7 @@ from vlm_jax.models.vit import Features
 @dataclasses.dataclass(frozen=True)
 class ConnectorConfig:
     """`kind` is a name in CONNECTORS; the sizes F and D come from the parts it joins. `bias` is that of
-    the linear layers of "linear", "mlp" and "norm_mlp".
+    the linear layers of "linear", "mlp" and "norm_mlp"; `hidden` the width between the two of "mlp" (None: D).
 
     `reducer`, a name in REDUCERS, first makes the features fewer: `factor` times fewer rows and columns of the grid.
     """
@@ -23,6 +23,7 @@ class ConnectorConfig:
     kind: str = "mlp"
     activation: str = "gelu"
     bias: bool = True
+    hidden: int | None = None
     norm_eps: float = 1e-6
     reducer: str | None = None
     factor: int = 1
@@ -56,7 +57,7 @@ class MlpConnector(nn.Module):
     @nn.compact
     def __call__(self, features: Features) -> Float[Array, "b v d"]:
         c = self.config
-        x = activation(c.activation)(Linear(self.width, c.bias, name="linear_1")(features.features))
+        x = activation(c.activation)(Linear(c.hidden or self.width, c.bias, name="linear_1")(features.features))
         return Linear(self.width, c.bias, name="linear_2")(x)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import flax.linen as nn
 
 from vlm_jax.models.naflex import NaFlex, NaFlexConfig
+from vlm_jax.models.native_vit import NativeViT, NativeViTConfig
 from vlm_jax.models.vit import ViT, ViTConfig
 
-EncoderConfig = ViTConfig | NaFlexConfig
-ENCODERS = {ViTConfig: ViT, NaFlexConfig: NaFlex}
+EncoderConfig = ViTConfig | NaFlexConfig | NativeViTConfig
+ENCODERS = {ViTConfig: ViT, NaFlexConfig: NaFlex, NativeViTConfig: NativeViT}
 
 
 def encoder(config: EncoderConfig, **kwargs) -> nn.Module:

@@ -201,23 +201,24 @@ def apply_blocks(
     config: TransformerConfig,
     params: Params,
     x: Float[Array, "b t w"],
-    info: SequenceInfo | None = None,
+    info: SequenceInfo | tuple[SequenceInfo, ...] | None = None,
     kv_info: SequenceInfo | None = None,
     caches: tuple[LayerCache, ...] | None = None,
     start: Int[Array, ""] | int = 0,
 ) -> tuple[list[Float[Array, "b t w"]], tuple[LayerCache, ...] | None]:
     """Runs the stack; returns [input, after block 1, ..., after the last block] and the updated caches.
 
+    `info` is one description, or one a layer where layers see differently.
     `kv_info` describes the keys when a cache is given (tokens are written from slot `start` on), else the keys are
     the tokens themselves. Hidden states that the caller drops cost nothing under jit.
     """
     layers = params if isinstance(params, tuple) else unstack(params, config.layers)
-    kv_info = info if kv_info is None else kv_info
     hidden, updated = [x], []
     for i, layer in enumerate(layers):
         block = Block(config.of_layer(i), parent=None)  # applied as a pure function of its slice of the parameters
         cache = None if caches is None else caches[i]
-        x, cache = block.apply({"params": layer}, x, info, kv_info, cache, start)
+        seen = info[i] if isinstance(info, tuple) else info
+        x, cache = block.apply({"params": layer}, x, seen, seen if kv_info is None else kv_info, cache, start)
         hidden.append(x)
         updated.append(cache)
     return hidden, None if caches is None else tuple(updated)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from vlm_jax.inference.inputs import fixed
+from vlm_jax.inference.inputs import fixed, native
 from vlm_jax.models.model import ModelConfig
-from vlm_jax.models.tokens import AspectTiles, Fixed, PanAndScan
+from vlm_jax.models.tokens import AspectTiles, Fixed, Native, PanAndScan
 
 INPUTS: dict[type, ModuleType] = {
-    type(None): fixed, Fixed: fixed, AspectTiles: fixed, PanAndScan: fixed}
+    type(None): fixed, Fixed: fixed, AspectTiles: fixed, PanAndScan: fixed, Native: native}
 
 
 def inputs_of(config: ModelConfig) -> ModuleType:

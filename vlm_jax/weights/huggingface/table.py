@@ -37,11 +37,13 @@ FIRST = Form(lambda x: x[0], lambda x, _: x[None])  # [1, ...], an axis of the b
 # torch convolutions are [out, channel, height, width]; a patch is flattened row by row, channels fastest
 PATCH = Form(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
              lambda x, shape: x.reshape(*shape, -1).transpose(3, 2, 0, 1))
+# a convolution over patches that come flattened as torch lays them out: [out, channel, (frame,) height, width]
+FLAT = Form(lambda x: x.reshape(len(x), -1).T, lambda x, shape: x.T.reshape(-1, *shape))
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One row. `shape` is what `form.theirs` cannot know from our array alone: (height, width, channels) of a patch.
+    """One row. `shape` is what `form.theirs` cannot know from our array alone: (height, width, channels) of a patch, or a patch's shape in FLAT.
 
     `part` (i, n) says that our array is the i-th of n equal parts of theirs, cut along its first axis (a fused qkv); the
     rows of all n parts stand together, in order.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vlm_jax.weights.huggingface.families import (
-    clip, dinov2, gemma, gemma2, gemma3_text, llama, llava, mistral, qwen2, qwen3, siglip, siglip2, vit)
+    clip, dinov2, gemma, gemma2, gemma3_text, llama, llava, mistral, qwen2, qwen2_5_vl, qwen2_vl, qwen3, siglip,
+    siglip2, vit)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (
@@ -18,6 +19,8 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     llava.FAMILY,
     mistral.FAMILY,
     qwen2.FAMILY,
+    qwen2_5_vl.FAMILY,
+    qwen2_vl.FAMILY,
     qwen3.FAMILY,
     siglip.FAMILY,
     siglip.VISION_FAMILY,
