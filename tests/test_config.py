@@ -9,6 +9,9 @@ import pytest
 from vlm_jax import config as configs
 from vlm_jax.data.pipeline import PairsConfig, RowsConfig
 from vlm_jax.data.scenes import SceneConfig
+from vlm_jax.models.model import ModelConfig
+from vlm_jax.models.native_vit import NativeViTConfig
+from vlm_jax.models.vit import ViTConfig
 from vlm_jax.objectives.contrastive import ContrastiveConfig
 from vlm_jax.objectives.regions import RegionsConfig
 from vlm_jax.training.optimizer import OptimizerConfig
@@ -144,6 +147,17 @@ def test_kinds_choose_the_dataclass():
     assert stage.optimizer == OptimizerConfig()
     assert config.run == ("contrastive", "language", "align", "instruct")
     assert stage.trainable[-1] == (".*", None)
+
+
+def test_eyes_without_a_kind_are_a_vit():
+    values = load()
+    blocks = values["model"]["vision"]["transformer"]
+    native = {"kind": "native", "patch_size": 4, "temporal_patch_size": 1, "merge": 2, "transformer": blocks}
+    config = configs.build(ModelConfig, values["model"] | {"text": None, "contrast": None, "vision": native}, "model")
+    assert isinstance(configs.resolve(values).model.vision, ViTConfig) and "kind" not in values["model"]["vision"]
+    assert isinstance(config.vision, NativeViTConfig) and configs.plain(config)["vision"]["kind"] == "native"
+    with pytest.raises(ValueError, match="vision.kind is 'nativ'; choose one of naflex, native, or give none"):
+        configs.build(ModelConfig, values["model"] | {"vision": native | {"kind": "nativ"}}, "model")
 
 
 def test_every_default_is_written_out():

@@ -11,7 +11,7 @@ from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.model import ModelConfig, init_params
 from vlm_jax.models.native_vit import NativeViTConfig
-from vlm_jax.models.tokens.native import Native
+from vlm_jax.models.tokens import Native
 from vlm_jax.models.transformer import TransformerConfig
 
 IMAGE, IDS = 9, TokenIds(image=9)
