@@ -1,6 +1,7 @@
 # make install [EXTRAS=plan,peer]   .venv with everything, test dependencies included; repeat it to add extras
 # make quickstart                   trains every stage on the embedded default, evaluates, writes a report
 # make test [ARGS="-k attention"]   the test suite; make test-all adds the proofs that take longer
+# make parity                       installs the extra peer and compares every family with transformers itself
 # make notebooks | bench | clean    run colab/*.ipynb | measure | remove what install made (never runs/)
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ endif
 # brought up to date when the versions change.
 INSTALLED := $(sort $(patsubst %,$(VENV)/.installed-%,test $(ASKED)) $(wildcard $(VENV)/.installed-*))
 
-.PHONY: install quickstart test test-all notebooks bench clean
+.PHONY: install quickstart test test-all parity notebooks bench clean
 .NOTPARALLEL:  # two pips must not write one environment
 
 install: $(INSTALLED)
@@ -33,7 +34,11 @@ test: install
 	$(PYTEST) $(ARGS)
 
 test-all: install
-	$(PYTEST) -m "" $(ARGS)
+	$(PYTEST) -m "not peer" $(ARGS)
+
+parity:
+	@$(MAKE) --no-print-directory install EXTRAS=peer
+	$(PYTEST) -m peer $(ARGS)
 
 notebooks: install
 	$(PYTEST) -m "" tests/test_notebooks.py $(ARGS)

@@ -16,8 +16,8 @@ from typing import Iterator
 import numpy as np
 
 import vlm_jax
+from vlm_jax.inference.peer import within
 
-ABSOLUTE, RELATIVE = 1e-4, 1e-5
 Case = dict[str, np.ndarray]
 
 
@@ -73,8 +73,7 @@ def differences(pt: vlm_jax.Pretrained, inputs: Case, wanted: Case) -> Iterator[
         elif name not in got or got[name].shape != value.shape:
             yield name, float("nan"), False
         else:
-            error = np.abs(got[name] - value)
-            yield name, float(error.max()), bool((error <= ABSOLUTE + RELATIVE * np.abs(value)).all())
+            yield name, *within(got[name], value)
 
 
 def show(where: str, output: str, difference: float, good: bool) -> bool:

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 import pytest
 import tokenizers
+from PIL import Image
 
 import vlm_jax
 from vlm_jax import cli, config as configs, convert
@@ -17,6 +18,7 @@ from vlm_jax.data import tokenizer
 from vlm_jax.data.images import ImageProcessor
 from vlm_jax.data.records import Message
 from vlm_jax.data.templates import ChatTemplate, render, template
+from vlm_jax.inference import peer
 from vlm_jax.inference.session import ChatSession
 from vlm_jax.models.model import abstract_params
 from vlm_jax.weights.checkpoints import Checkpoints
@@ -96,6 +98,29 @@ def test_a_workdir_exports_as_llava_that_gives_the_chat_s_answer(workdir, export
     assert ours.processor.answer(new[0]) == session.ask(QUESTION)
     wanted, got = ours.forward(**inputs)["logits"], theirs.forward(**inputs)["logits"]
     np.testing.assert_array_equal(wanted, got)
+
+
+@pytest.mark.peer
+def test_transformers_reads_an_exported_workdir_and_gives_the_same_answer(workdir, exported):
+    """Its own processor makes the prompt and the pixels, its own model the tokens."""
+    from transformers import AutoProcessor  # the extra
+
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    processor = AutoProcessor.from_pretrained(exported)
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = dict(processor(text=[text], images=[Image.fromarray(IMAGE)], return_tensors="np"))
+    ours = vlm_jax.load_pretrained(workdir)
+    mine = ours.generate(**inputs, max_new_tokens=peer.NEW_TOKENS, eos_token_id=())
+    np.testing.assert_array_equal(peer.Peer(exported).generate(inputs), mine)
+    assert inputs["input_ids"][0].tolist() == list(ours.processor.conversation(ours.processor.question(QUESTION)).ids)
+
+
+def test_verify_is_a_sentence_without_the_extra_and_for_a_workdir(workdir, exported, monkeypatch):
+    with pytest.raises(ValueError, match="a workdir of ours.*export it"):
+        convert.verify_folder(str(workdir), as_json=False)
+    monkeypatch.setitem(sys.modules, "torch", None)  # what Python does for a module that is not there
+    with pytest.raises(ValueError, match="EXTRAS=peer"):
+        convert.verify_folder(str(exported), as_json=False)
 
 
 @pytest.mark.parametrize("name", ["llava", "vicuna_v1"])

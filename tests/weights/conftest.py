@@ -1,6 +1,8 @@
 """What the tests of weight families share: random checkpoints on disk, and torch's layers once more in plain NumPy."""
 
 import dataclasses
+import json
+import pathlib
 
 import jax
 import numpy as np
@@ -10,7 +12,13 @@ from scipy.special import erf
 
 from vlm_jax.models.model import abstract_params
 from vlm_jax.weights.huggingface import safetensors
+from vlm_jax.weights.huggingface.families.registry import FAMILIES
 from vlm_jax.weights.huggingface.table import export_params, import_params
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+ARCHITECTURE = {file.parent: json.loads((file.parent / "config.json").read_text())["architectures"][0]
+                for file in sorted(FIXTURES.glob("*/reference.npz"))}
+FOLDERS = [folder for folder, name in ARCHITECTURE.items() if name in FAMILIES]
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
@@ -65,6 +73,17 @@ class Torch:
         rows = [np.einsum("bchw,ochw->bo", pixels[:, :, y : y + size, x : x + size], kernel)
                 for y in range(0, pixels.shape[2] - size + 1, size) for x in range(0, pixels.shape[3] - size + 1, size)]
         return np.stack(rows, axis=1) + self.tensors.get(f"{name}.bias", 0)
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+def published(request):
+    """The folder of each tiny checkpoint that transformers wrote, with its reference outputs."""
+    return request.param
+
+
+@pytest.fixture
+def fixtures():
+    return FIXTURES
 
 
 @pytest.fixture(scope="session")
