@@ -23,6 +23,7 @@ from vlm_jax.inference import encoders, language, pairs
 from vlm_jax.inference.samplers import Sampler
 from vlm_jax.models.encoders import encoder
 from vlm_jax.models.model import ModelConfig, abstract_params
+from vlm_jax.models.tokens import tokens_per_tile
 from vlm_jax.models.transformer import Params
 from vlm_jax.training.sharding import state_shardings
 from vlm_jax.weights.checkpoints import open_existing
@@ -155,7 +156,15 @@ def _published(files: epath.Path, params: Callable[[ModelConfig], Params]) -> Pr
         processor = hf_processors.load(files)
     except FileNotFoundError:  # weights alone
         processor = None
-    return Pretrained(config, params(config), processor, folder.token_ids(files), files)
+    return Pretrained(_with_layout(config, processor), params(config), processor, folder.token_ids(files), files)
+
+
+def _with_layout(config: ModelConfig, processor: HfProcessor | None) -> ModelConfig:
+    """The config with what only preprocessor_config.json says of how images become visual tokens."""
+    if config.decoder is None or config.vision is None or processor is None or processor.image_processor is None:
+        return config
+    layout = processor.image_processor.model_layout(config.layout, tokens_per_tile(config))
+    return dataclasses.replace(config, layout=layout)
 
 
 def _on_first_device(params: Params) -> Any:

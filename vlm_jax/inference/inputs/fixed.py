@@ -8,7 +8,7 @@ from typing import Any, Mapping
 import numpy as np
 
 from vlm_jax.models.model import ModelConfig
-from vlm_jax.models.tokens import num_visual_tokens
+from vlm_jax.models.tokens import tokens_per_tile
 
 NAMES = ("pixel_values",)
 Arrays = dict[str, np.ndarray]
@@ -42,7 +42,7 @@ def running_index(is_image: np.ndarray) -> np.ndarray:
 
 def _used_slots(config: ModelConfig, is_image: np.ndarray) -> np.ndarray:
     """bool [b, slots]: which image slots of each row its tokens show."""
-    each, count = num_visual_tokens(config, 1, 1), is_image.sum(axis=1)
+    each, count = tokens_per_tile(config), is_image.sum(axis=1)
     for row in np.flatnonzero(count % each):
         raise ValueError(f"Row {row} has {count[row]} image tokens; an image takes {each}.")
     slots = count // each

@@ -57,6 +57,11 @@ def num_visual_tokens(model: Any, width: int, height: int) -> int:
     return (rows // factor) * (columns // factor) + getattr(vision, "extra_features", 0)
 
 
+def tokens_per_tile(config: Any) -> int:
+    """Visual tokens that each image of the encoder's gives, where a model's layout counts such tiles or is None."""
+    return config.layout.tokens if hasattr(config.layout, "tokens") else num_visual_tokens(config, 1, 1)
+
+
 def _named(name: str) -> Layout:
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1)
