@@ -76,7 +76,7 @@ def check(config: configs.RunConfig) -> None:
         check_batch(stage.data.batch, mesh)
         trainable_paths(stage.trainable, list(flatten(params)))
         make_objective(stage.objective, config.model)
-        open_source(stage.data.source)
+        stage.data.open()
         taken = check_init(params, stage.init_from) if stage.init_from else []
         if {"text", "decoder"} & set(taken) and not config.processor.tokenizer:
             raise ValueError(f"init_from '{stage.init_from}' brings weights that read the tokens of another run; set "
@@ -155,9 +155,10 @@ def make_processor(config: configs.RunConfig, workdir: epath.Path) -> Processor:
     elif config.processor.tokenizer:
         tokenizer = tokenizers.load(config.processor.tokenizer)
     else:
-        sources = dict.fromkeys(config.stages[name].data.source for name in config.run)
+        stages = [config.stages[name].data for name in config.run]
+        once = [data for n, data in enumerate(stages) if data.source not in [other.source for other in stages[:n]]]
         chat = template(config.processor.template)
-        said = (text for source in sources for text in texts(open_source(source), TOKENIZER_RECORDS, chat))
+        said = (text for data in once for source in data.records() for text in texts(source, TOKENIZER_RECORDS, chat))
         tokenizer = tokenizers.train(said, config.processor.vocab_size)
     if not path.exists():
         write_atomically(path, tokenizer.to_json())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_jax.data import pipeline, registry
+from vlm_jax.data import mixture, registry
 from vlm_jax.data.images import Augmentation, ImageProcessor
 from vlm_jax.data.pipeline import (
     DataConfig, PairsConfig, RowsConfig, batches, dataset, example, stage_seed, texts)
@@ -34,7 +34,7 @@ def numbered(monkeypatch):
 
     def source(size):
         records = [Record((picture,), f"{i}") for i in range(size)]
-        monkeypatch.setattr(pipeline, "open_source", lambda config: records)
+        monkeypatch.setattr(mixture, "open_source", lambda config, keep_bad: records)
 
     return source
 

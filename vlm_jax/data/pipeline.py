@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from typing import Any, ClassVar, Iterator, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from vlm_jax.data.images import Augmentation
+from vlm_jax.data.mixture import MixtureConfig, OpenPart, open_parts, order
 from vlm_jax.data.processor import Processor
+from vlm_jax.data.reading import Readable, Reader
 from vlm_jax.data.records import Record, Source
-from vlm_jax.data.registry import SourceConfig, open_source
+from vlm_jax.data.registry import SourceConfig
 from vlm_jax.data.templates import ChatTemplate, render
 
 Batch = dict[str, np.ndarray]
@@ -43,15 +47,33 @@ class RowsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where a stage's examples come from, how many make a (global) batch, and what a batch looks like."""
+    """Where a stage's examples come from, how many make a (global) batch, and what a batch looks like.
 
-    source: SourceConfig
+    `bad_share`: the share of records that may be unreadable; each is named and its place taken by another record. 0
+    stops at the first. `workers`: processes that prepare batches, 0 for threads alone; they change no batch.
+    """
+
+    source: SourceConfig | MixtureConfig
     batch: int
     format: PairsConfig | RowsConfig
+    bad_share: float = 0.0
+    workers: int = 0
 
     def __post_init__(self):
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; it must be 1 or more.")
+        if not 0 <= self.bad_share < 1:
+            raise ValueError(f"bad_share is {self.bad_share}; it must be a share from 0 to below 1.")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be 0 or more.")
+
+    def open(self) -> list[OpenPart]:
+        """The sources, opened; raises for what is missing, empty or, unless some may be, bad."""
+        return open_parts(self.source, keep_bad=self.bad_share > 0)
+
+    def records(self) -> list[Source]:
+        """The selected records of each source without the bad ones, for whoever learns from text before training."""
+        return [Readable(part, self.bad_share) for part in self.open()]
 
 
 def example(record: Record, processor: Processor, config: PairsConfig | RowsConfig,
@@ -76,15 +98,26 @@ def stage_seed(seed: int, stage: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(stage.encode())]).generate_state(1)[0])
 
 
+def traced(config: DataConfig, processor: Processor, seed: int, rows: Sequence[int] | None = None) -> grain.MapDataset:
+    """`dataset`, with the place [part, index] that each example was read from under `origin`, int64 [batch, 2]."""
+    parts = config.open()
+    make = functools.partial(example, processor=processor, config=config.format)
+    reader = Reader(parts, lambda record, rng: make(record, rng=rng), seed, config.bad_share)
+    examples = order(parts, seed).random_map(reader)
+    rows = range(config.batch) if rows is None else rows
+    return HostRows(examples, config.batch, rows).batch(len(rows))
+
+
 def dataset(config: DataConfig, processor: Processor, seed: int, rows: Sequence[int] | None = None) -> grain.MapDataset:
     """The endless data set of batches: element k is the batch of step k, whoever reads it and whenever.
 
     With `rows`, only these rows of it (see `batches`).
     """
-    examples = (grain.MapDataset.source(open_source(config.source)).seed(seed).shuffle().repeat(reseed_each_epoch=True)
-                .random_map(lambda record, rng: example(record, processor, config.format, rng)))
-    rows = range(config.batch) if rows is None else rows
-    return HostRows(examples, config.batch, rows).batch(len(rows))
+    return traced(config, processor, seed, rows).map(_untraced)
+
+
+def _untraced(batch: Batch) -> Batch:
+    return {name: value for name, value in batch.items() if name != "origin"}
 
 
 class HostRows(grain.MapDataset):
@@ -106,13 +139,22 @@ class HostRows(grain.MapDataset):
 
 def batches(config: DataConfig, processor: Processor, seed: int, start: int, stop: int,
             rows: Sequence[int] | None = None) -> Iterator[Batch]:
-    """The batches of steps start to stop - 1, prepared by background threads while the device computes.
+    """The batches of steps start to stop - 1, prepared in the background while the device computes.
 
     `rows`: the places in the (global) batch that this host needs, ascending; None is all of them. Hosts whose devices
     hold replicas of one another name the same rows and get the same data.
     """
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return iter(dataset(config, processor, seed, rows).slice(slice(start, stop)).to_iter_dataset(options))
+    return read(dataset(config, processor, seed, rows), start, stop, config.workers)
+
+
+def read(data: grain.MapDataset, start: int, stop: int, workers: int = 0) -> Iterator[Any]:
+    """Elements start to stop - 1 in order, prepared by threads, or by processes with threads of their own."""
+    wanted = data.slice(slice(start, stop)).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    if not workers:
+        return iter(wanted)
+    if not flags.FLAGS.is_parsed():  # Grain hands absl's flags to its workers, and ours are no absl programs
+        flags.FLAGS.mark_as_parsed()
+    return iter(wanted.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
 
 
 def texts(source: Source, count: int, chat: ChatTemplate) -> Iterator[str]:

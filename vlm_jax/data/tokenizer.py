@@ -49,6 +49,9 @@ class Tokenizer:
         self._ids = functools.lru_cache(maxsize=2**14)(
             lambda text: backend.encode(convention.clean(text), add_special_tokens=False).ids)
 
+    def __reduce__(self):
+        return Tokenizer, (self.backend,)  # to a worker process, without the cache
+
     def __len__(self) -> int:
         """Number of ids."""
         return self.backend.get_vocab_size()

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import tarfile
 
 import numpy as np
 import pyarrow
@@ -32,15 +31,6 @@ def save_folder(folder, examples) -> None:
         (folder / f"{i:03}.png").write_bytes(data)
 
 
-def save_tar(path, members) -> None:
-    """`members`: (name, bytes) in order."""
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
 def save_tfds(folder, examples) -> None:
     """A prepared data set `my_set`, without TensorFlow: its two JSON files, and Examples in an ArrayRecord."""
     import tensorflow_datasets as tfds
@@ -66,7 +56,7 @@ def save_tfds(folder, examples) -> None:
 
 
 @pytest.fixture(scope="session")
-def every_form(tmp_path_factory):
+def every_form(tmp_path_factory, save_tar):
     """{kind: config of a source}, all with the same 64 examples in the same order."""
     from vlm_jax.data.registry import open_source
     from vlm_jax.data.sources.array_record import ArrayRecordConfig, pack, writer

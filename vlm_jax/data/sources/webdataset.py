@@ -117,7 +117,7 @@ def _samples(file: epath.Path, number: int) -> list[Sample | Bad]:
                 key = str(path.with_name(stem)) if stem else str(path)
                 samples.setdefault(key, []).append(Member(extension.lower(), member.offset_data, member.size))
                 if path.is_absolute() or ".." in path.parts:
-                    outside[key] = member.name
+                    outside.setdefault(key, member.name)
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{file} is no uncompressed tar file, or a damaged one ({error}); unpack or replace it") from error
     except OSError as error:
