@@ -6,8 +6,9 @@ import pytest
 from tests.data.huggingface.folders import assistant, picture, tokenizer_json, user, write
 from vlm_jax.data.huggingface import loading
 
-SPECIAL = ["<pad>", "<s>", "</s>", "<image>"]
-SQUASH = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 8, "width": 8}}
+SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<boi>", "<eoi>", "<soft>", "<ctx>", "<img>", "</img>"]
+SIZE = {"size": {"height": 8, "width": 8}}
+SQUASH = SIZE | {"image_processor_type": "SiglipImageProcessor"}
 
 
 def processor(folder, kind, joined=(), pixels=(), special=SPECIAL, **tokens):
@@ -66,3 +67,100 @@ def test_blip2_learns_an_answer(tmp_path):
     out = p.training([[user(None, "Red?"), assistant("No.")]], [[picture(8, 8)]])
     assert rows(p, out) == ["<image>" * 3 + "<s>Question: Red? Answer: No.</s>"]
     assert out["loss_mask"][0].sum() == len(" No.") + 1 and out["loss_mask"][0, -5:].all()
+
+
+PINPOINTS = SIZE | {"crop_size": 8, "image_grid_pinpoints": [[8, 16], [16, 8]]}
+LONG, SQUARE = (16, 8), (8, 8)  # width, height
+
+
+def tiles(kind, folder, joined, pixels, **tokens):
+    name = {"image_processor_type": f"{pixels['kind']}ImageProcessor"}
+    return processor(folder, kind, joined, pixels | name, **tokens)
+
+
+def test_llava_next_ends_each_row_of_its_canvas_with_a_newline(tmp_path):
+    """2 x 2 tokens a tile. Of 16 x 8 pixels: the whole, 4; and two tiles, 2 rows of 4 and a newline. Of 4 x 8 pixels,
+    in the middle of the same canvas, two columns are shown."""
+    p = tiles("llava_next", tmp_path, {"patch_size": 4, "vision_feature_select_strategy": "default",
+                                       "num_additional_image_tokens": 1}, PINPOINTS | {"kind": "LlavaNext"})
+    out = p(text=["<image>a<image>"], images=[[picture(*LONG), picture(4, 8)]])
+    assert rows(p, out) == ["<s>" + "<image>" * (4 + 2 * 5) + "a" + "<image>" * (4 + 2 * 3)]
+    assert out["pixel_values"].shape == (2, 3, 3, 8, 8) and out["image_sizes"].tolist() == [[8, 16], [8, 4]]
+    full = tiles("llava_next", tmp_path, {"patch_size": 4, "vision_feature_select_strategy": "full",
+                                          "num_additional_image_tokens": 1}, PINPOINTS | {"kind": "LlavaNext"})
+    assert len(full.marks.written([LONG])[0]) == len("<image>") * (1 + 4 + 2 * 5)  # with the class token
+
+
+def test_llava_onevision_shrinks_and_tiles_a_single_image_alone(tmp_path):
+    """2 x 4 tokens are over 1.21 tiles: both sides go down by the root of 2, to 1 x 2."""
+    p = tiles("llava_onevision", tmp_path, {"num_image_tokens": 4, "vision_aspect_ratio": "anyres_max_1"},
+              PINPOINTS | {"kind": "LlavaOnevision"})
+    images = [[picture(*LONG)], [picture(*LONG), picture(*SQUARE)]]
+    out = p(text=["<image>", "<image><image>"], images=images, padding_side="right")
+    one, two = "<s>" + "<image>" * (4 + 1 * 3), "<s>" + "<image>" * 2 * (4 + 1)
+    assert rows(p, out) == [one + "<pad>" * 3, two]
+    assert out["batch_num_images"].tolist() == [1, 2]
+
+
+def test_internvl_always_tiles_what_it_is_asked_about(tmp_path):
+    """As in transformers, whatever its image steps do by themselves."""
+    pixels = {"kind": "GotOcr2", "crop_to_patches": False, "max_patches": 2} | SIZE
+    p = tiles("internvl", tmp_path, {"image_seq_length": 2}, pixels, context_image_token="<ctx>")
+    out = p(text=["a<ctx>b<ctx>"], images=[[picture(*LONG), picture(*SQUARE)]])
+    assert rows(p, out) == ["<s>a<img>" + "<ctx>" * 2 * 3 + "</img>b<img>" + "<ctx>" * 2 + "</img>"]
+    assert out["pixel_values"].shape == (4, 3, 8, 8) and set(out) == {"input_ids", "attention_mask", "pixel_values"}
+
+
+GEMMA = {"boi_token": "<boi>", "eoi_token": "<eoi>", "extra_special_tokens": {"image_token": "<soft>"}}
+ONE = "\n\n<boi>" + "<soft>" * 3 + "<eoi>\n\n"
+
+
+def test_gemma3_sets_its_soft_tokens_between_blank_lines(tmp_path):
+    p = tiles("gemma3", tmp_path, {"image_seq_length": 3}, {"kind": "Gemma3"} | SIZE, **GEMMA)
+    out = p(text=["a<boi>b", "c"], images=[[picture(*LONG)], []])
+    assert rows(p, out)[0] == f"<s>a{ONE}b"
+    soft = p.tokenizer.backend.token_to_id("<soft>")
+    np.testing.assert_array_equal(out["token_type_ids"], out["input_ids"] == soft)
+    assert out["token_type_ids"].sum() == 3
+
+
+def test_gemma3_names_the_crops_of_a_long_image(tmp_path):
+    pixels = {"kind": "Gemma3", "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 4} | SIZE
+    p = tiles("gemma3", tmp_path, {"image_seq_length": 3}, pixels, **GEMMA)
+    out = p(text=["<boi>", "<boi>"], images=[[picture(*LONG)], [picture(*SQUARE)]], padding_side="right")
+    assert rows(p, out)[0] == (f"<s>Here is the original image {ONE} and here are some crops to help you see better "
+                               f"{ONE} {ONE}")
+    assert rows(p, out)[1].startswith(f"<s>{ONE}<pad>") and out["pixel_values"].shape == (4, 3, 8, 8)
+
+
+def test_qwen_vl_takes_a_token_for_each_merged_square(tmp_path):
+    pixels = {"kind": "Qwen2VL", "patch_size": 2, "merge_size": 2, "size": {"shortest_edge": 16, "longest_edge": 999}}
+    p = tiles("qwen2_5_vl", tmp_path, {}, pixels, image_token="<image>")
+    out = p(text=["a<image>", "b"], images=[[picture(*LONG)], []])
+    assert rows(p, out)[0] == "<s>a" + "<image>" * 8 and out["image_grid_thw"].tolist() == [[1, 4, 8]]
+    assert out["mm_token_type_ids"].tolist() == [[0] * 2 + [1] * 8, [0] * 10]
+    (tmp_path / "config.json").unlink()
+    write(tmp_path, processor_config={"processor_class": "Qwen2_5_VLProcessor"})
+    assert rows(p, loading.load(tmp_path)(text=["<image>"], images=[[picture(*LONG)]])) == ["<s>" + "<image>" * 8]
+
+
+@pytest.mark.parametrize("kind", ["Idefics3", "SmolVLM"])
+def test_idefics_says_where_each_tile_is(tmp_path, kind):
+    pixels = {"kind": kind, "size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 8}}
+    names = {"fake_image_token": "<boi>", "global_image_token": "<eoi>"}
+    p = tiles(kind.lower(), tmp_path, {"image_seq_len": 2}, pixels, **names)
+    i = "<image>" * 2
+    long = f"<boi><row_1_col_1>{i}<boi><row_1_col_2>{i}\n\n<boi><eoi>{i}<boi>"
+    out = p(text=["a<image>", "<image><image>"], images=[[picture(*LONG)], [picture(*LONG), picture(16, 4)]])
+    assert rows(p, out)[0].endswith(f"<s>a{long}") and rows(p, out)[1] == f"<s>{long}{long}"
+    assert out["pixel_values"].shape == (2, 6, 3, 8, 8) and out["pixel_attention_mask"][0, 3:].max() == 0
+    whole = tiles(kind.lower(), tmp_path, {"image_seq_len": 2}, pixels | {"kind": kind, "do_image_splitting": False})
+    assert rows(whole, whole(text=["<image>"], images=[[picture(*LONG)]]))[0] == (
+        f"<s><fake_token_around_image><global-img>{i}<fake_token_around_image>")
+
+
+def test_a_model_needs_the_image_steps_of_its_kind(tmp_path):
+    with pytest.raises(ValueError, match="no FixedSize steps; give the folder the preprocessor_config.json of its own"):
+        processor(tmp_path, "llava_next", {"patch_size": 4})
+    with pytest.raises(ValueError, match="is not told; set num_query_tokens"):
+        processor(tmp_path, "blip-2")

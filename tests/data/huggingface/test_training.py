@@ -8,33 +8,36 @@ from vlm_jax.data.huggingface import loading
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>",
            "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-SAID = ("{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ '<image>' if c.type == 'image' "
-        "else c.text }}{% endfor %}{% endif %}")
-CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n" + SAID + "<|im_end|>\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-LLAVA = ("{% for m in messages %}{% if m.role == 'assistant' %}ASSISTANT: {% generation %}" + SAID + " {% endgeneration %}"
-         "{% else %}USER: " + SAID + " {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}")
+SAID = ("{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+        "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}{% endif %}")
+
+
+def turns(user, assistant, prompt=""):
+    """A template of what it writes of each turn (m.content as SAID), and of the generation prompt."""
+    each = f"{{% if m.role == 'assistant' %}}{assistant}{{% else %}}{user}{{% endif %}}".replace("SAID", SAID)
+    return f"{{% for m in messages %}}{each}{{% endfor %}}{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
+
+
+CHATML = turns("<|im_start|>user\nSAID<|im_end|>\n", "<|im_start|>assistant\nSAID<|im_end|>\n",
+               "<|im_start|>assistant\n")
 TEMPLATES = {  # name: template, eos token, what ends an answer, what stands between prompt and answer
     "chatml": (CHATML, "<|im_end|>", "<|im_end|>", ""),
-    "llama2": ("{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} </s>{% else %}<s>[INST] " + SAID +
-               " [/INST]{% endif %}{% endfor %}", "</s>", " </s>", " "),
-    "llama3": ("<s>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n" + SAID + "<|eot_id|>"
-               "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
-               "<|eot_id|>", "<|eot_id|>", ""),
-    "vicuna": ("{% for m in messages %}{{ m.role | upper }}: " + SAID + "{{ eos_token if m.role == 'assistant' else ' ' }}"
-               "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}", "</s>", "</s>", " "),
-    "gemma": ("{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n" +
-              SAID + "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
-              "</s>", "<end_of_turn>", ""),
-    "mistral": ("{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] " + SAID + " [/INST]{% else %} "
-                "{{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}", "</s>", "</s>", " "),
-    "no end token": ("{% for m in messages %}{{ m.role }}: " + SAID + "\n{% endfor %}"
-                     "{% if add_generation_prompt %}assistant: {% endif %}", "</s>", "</s>", ""),
-    "blocks without an end token": (LLAVA, "</s>", "</s>", ""),
-    "blocks before it": ("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}" + SAID + "{% endgeneration %}"
-                         "<|im_end|>{% else %}<|im_start|>" + SAID + "{% endif %}{% endfor %}", "</s>", "<|im_end|>", ""),
-    "blocks around it": ("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\n"
-                         "{% endgeneration %}{% else %}<|im_start|>" + SAID + "{% endif %}{% endfor %}",
+    "llama 2": (turns("<s>[INST] SAID [/INST]", " SAID </s>"), "</s>", " </s>", " "),
+    "llama 3": ("<s>" + turns(*(f"<|start_header_id|>{role}<|end_header_id|>\n\nSAID<|eot_id|>"
+                                for role in ("user", "assistant")),
+                              "<|start_header_id|>assistant<|end_header_id|>\n\n"), "<|eot_id|>", "<|eot_id|>", ""),
+    "vicuna": (turns("USER: SAID ", "ASSISTANT: SAID{{ eos_token }}", "ASSISTANT:"), "</s>", "</s>", " "),
+    "gemma": ("{{ bos_token }}" + turns(
+        "<start_of_turn>user\nSAID<end_of_turn>\n", "<start_of_turn>model\nSAID<end_of_turn>\n",
+        "<start_of_turn>model\n"), "</s>", "<end_of_turn>", ""),
+    "mistral": ("{{ bos_token }}" + turns("[INST] SAID [/INST]", " {{ m.content | trim }}{{ eos_token }}"),
+                "</s>", "</s>", " "),
+    "no end token": (turns("user: SAID\n", "assistant: SAID\n", "assistant: "), "</s>", "</s>", ""),
+    "blocks and no end token": (
+        turns("USER: SAID ", "ASSISTANT: {% generation %}SAID {% endgeneration %}", "ASSISTANT:"), "</s>", "</s>", ""),
+    "blocks before it": (turns("<|im_start|>SAID", "{% generation %}SAID{% endgeneration %}<|im_end|>"),
+                         "</s>", "<|im_end|>", ""),
+    "blocks around it": (turns("<|im_start|>SAID", "{% generation %}SAID<|im_end|>\n{% endgeneration %}"),
                          "</s>", "<|im_end|>", ""),
 }
 TALK = [user(None, "Red?"), assistant("No, it's blue."), user("And ", None, " this?"), assistant("Red, 東.")]
@@ -73,7 +76,7 @@ def test_answers_and_their_end_tokens_are_learnt_and_nothing_else(tmp_path, name
     assert not out["loss_mask"][(out["input_ids"] == image) | (out["attention_mask"] == 0)].any()
 
 
-@pytest.mark.parametrize("name", ["chatml", "vicuna", "gemma", "llama3", "mistral", "llama2"])
+@pytest.mark.parametrize("name", ["chatml", "vicuna", "gemma", "llama 3", "mistral", "llama 2"])
 def test_a_row_begins_with_the_prompt_that_the_model_will_be_given(tmp_path, name):
     template, eos, _, _ = TEMPLATES[name]
     p = processor(tmp_path, template, eos)
@@ -92,7 +95,7 @@ def test_rows_are_padded_on_the_side_asked_for(tmp_path, side):
 
 
 def test_a_token_that_joins_prompt_and_answer_is_not_learnt(tmp_path):
-    """ ":N" is one token: half of it is the prompt's. A blank of the prompt's does not keep a word from being learnt."""
+    """ ":N" is one token: half of it is the prompt's. A blank of the prompt's does not keep a word back."""
     joined = processor(tmp_path, "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}"
                        "{% if add_generation_prompt %}assistant:{% endif %}", merges=[(":", "N")])
     talk = [{"role": "user", "content": "Red?"}, assistant("No.")]
@@ -104,7 +107,7 @@ def test_a_token_that_joins_prompt_and_answer_is_not_learnt(tmp_path):
 
 def test_a_template_that_does_not_tell_its_answers_is_refused(tmp_path):
     """It says less of what is long past, as templates of models that think aloud do."""
-    forgetful = CHATML.replace("<|im_start|>", "{% if not loop.last and m.role == 'assistant' %}(long ago){% endif %}<|im_start|>", 1)
+    forgetful = CHATML.replace("<|im_start|>assistant", "<|im_start|>assistant{{ '' if loop.last else ' of old' }}", 1)
     p = processor(tmp_path, forgetful)
     with pytest.raises(ValueError, match="not write turn after turn.*generation"):
         p.training([TALK], [[picture(8, 8)] * 2])

@@ -8,7 +8,7 @@ from etils import epath
 
 from vlm_jax.data.huggingface import images as hf_images, tokenizer as hf_tokenizer
 from vlm_jax.data.huggingface.marks.marks import Files
-from vlm_jax.data.huggingface.marks.registry import MARKS
+from vlm_jax.data.huggingface.marks.registry import FAMILIES
 from vlm_jax.data.huggingface.processor import HfProcessor, PairText
 from vlm_jax.data.huggingface.template import ChatTemplate
 from vlm_jax.data.huggingface.tokenizer import HfTokenizer, read_json
@@ -27,12 +27,13 @@ def load(folder: epath.PathLike) -> HfProcessor:
         raise FileNotFoundError(f"There is neither a tokenizer nor a preprocessor_config.json in {folder}.")
     settings = read_json(folder / "tokenizer_config.json")
     source, kind = _template(folder, joined, settings), _kind(config, joined, settings, pixels)
-    talks = kind in MARKS and tokenizer and pixels
+    family = FAMILIES.get(kind) if tokenizer and pixels else None
+    images = hf_images.from_config(pixels | (family.pixels if family else {})) if pixels else None
     return HfProcessor(
-        tokenizer=tokenizer, image_processor=hf_images.from_config(pixels) if pixels else None,
+        tokenizer=tokenizer, image_processor=images,
         template=None if source is None else ChatTemplate(source, tokenizer.special if tokenizer else {}),
         pair=_pair(kind, config, tokenizer) if tokenizer else None,
-        marks=MARKS[kind](Files(config, joined, pixels, tokenizer)) if talks else None)
+        marks=family.marks(Files(config, joined, pixels, images, tokenizer)) if family else None)
 
 
 def _kind(config: Mapping[str, Any], *others: Mapping[str, Any]) -> str:

@@ -139,7 +139,7 @@ class HfProcessor:
         taught = [learnt(script.text, offsets, script.spans) for script, (_, offsets) in zip(scripts, rows)]
         taught = _padded(taught, [[0] * len(front) for front in fronts], side, 0) > 0
         is_image = (mask > 0) & (ids == image)
-        fields = marks.fields(is_image, taught & ~is_image, [len(row) for row in sizes]) if marks else {}
+        fields = marks.fields(is_image, taught & ~is_image) if marks else {}
         return {"input_ids": ids, "attention_mask": mask} | fields, taught & ~is_image
 
     def _takes_special(self, script: Script) -> bool:
@@ -154,8 +154,10 @@ class HfProcessor:
         tokenizer, context = _has(self.tokenizer, "tokenizer"), self.pair.context
         rows = [tokenizer.tokenize(text, max_length=context) for text in texts]
         length, fronts = context if self.pair.to_context else 0, [[]] * len(rows)
-        mask = {"attention_mask": _padded([[1] * len(row) for row in rows], fronts, "right", 0, length)}
-        return {"input_ids": _padded(rows, fronts, "right", tokenizer.pad_id, length)} | (mask if self.pair.mask else {})
+        inputs = {"input_ids": _padded(rows, fronts, "right", tokenizer.pad_id, length)}
+        if self.pair.mask:
+            inputs["attention_mask"] = _padded([[1] * len(row) for row in rows], fronts, "right", 0, length)
+        return inputs
 
     def _pixels(self, images: Sequence[Images] | None) -> Arrays:
         """What the model takes of the images; nothing where there are none."""

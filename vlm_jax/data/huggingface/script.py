@@ -1,4 +1,4 @@
-"""A prompt or a conversation as text, on its way to tokens: which parts of it are learnt, and images written into it."""
+"""A prompt or a conversation as text, on its way to tokens: images written into it, and which parts are learnt."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def ended(text: str, spans: Spans, special: Collection[str], end: str | None) ->
         answer = text[start:stop].rstrip()
         closes = re.search(f"(?:{closing})$", answer)
         if not closes and not end:
-            raise ValueError("The chat template writes no token that ends an answer, and the tokenizer has no eos_token; "
-                             "let the template write one.")
+            raise ValueError("The chat template writes no token that ends an answer, and the tokenizer has no "
+                             "eos_token; let the template write one.")
         parts += [text[at:start], answer + ("" if closes else end)]
         length += start - at + len(parts[-1])
         new.append((length - len(parts[-1]), length))

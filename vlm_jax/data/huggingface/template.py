@@ -85,8 +85,8 @@ class ChatTemplate:
                 continue
             before, upto = self.render(messages[:i], **variables), self.render(messages[: i + 1], False, **variables)
             if not (raw.startswith(upto) and upto.startswith(before)):
-                raise ValueError(f"The chat template does not write turn after turn, so that where answer {i} stands is "
-                                 f"not known; put {{% generation %}} blocks around what it writes of the assistant.")
+                raise ValueError(f"The chat template does not write turn after turn, so that where message {i} stands "
+                                 "is not known; put {% generation %} blocks around what it writes of the assistant.")
             spans.append((len(before), len(upto)))
         return raw, spans
 

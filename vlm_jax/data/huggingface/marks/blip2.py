@@ -10,7 +10,7 @@ import dataclasses
 
 from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, said, told
 from vlm_jax.data.huggingface.template import Messages, Spans
-from vlm_jax.models.tokens.fixed import Fixed
+from vlm_jax.models.tokens import Fixed
 
 
 @dataclasses.dataclass(frozen=True)

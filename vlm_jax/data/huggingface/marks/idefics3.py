@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes
-from vlm_jax.models.tokens.row_columns import RowColumns
+from vlm_jax.models.tokens import RowColumns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,6 @@ class Idefics3Marks(Marks):
 
 def marks(files: Files) -> Idefics3Marks:
     tokens = files.processor.get("image_seq_len", 169)
-    longest = files.images["size"]["longest_edge"] if files.images.get("do_resize", True) else None
-    layout = RowColumns(files.images["max_image_size"]["longest_edge"], longest, tokens,
-                        files.images.get("do_image_splitting", True))
-    mark = files.image_token()
+    mark, layout = files.image_token(), dataclasses.replace(files.layout(RowColumns), tokens=tokens)
     return Idefics3Marks(mark, mark, layout, files.token("fake_image_token", "<fake_token_around_image>"),
                          files.token("global_image_token", "<global-img>"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, told
-from vlm_jax.models.tokens.aspect_tiles import AspectTiles
+from vlm_jax.models.tokens import AspectTiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +18,8 @@ class InternVLMarks(Marks):
 
 
 def marks(files: Files) -> InternVLMarks:
-    key, size = "image_seq_length", files.images["size"]
+    key = "image_seq_length"
     tokens = told(key, files.processor.get(key), files.config.get(key), 256)
-    layout = AspectTiles((size["height"], size["width"]), tokens,
-                         files.images.get("min_patches", 1), files.images.get("max_patches", 12))
     mark = files.token("context_image_token", "<IMG_CONTEXT>")
-    return InternVLMarks(mark, mark, layout, files.token("start_image_token", "<img>"),
-                         files.token("end_image_token", "</img>"))
+    return InternVLMarks(mark, mark, dataclasses.replace(files.layout(AspectTiles), tokens=tokens),
+                         files.token("start_image_token", "<img>"), files.token("end_image_token", "</img>"))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from vlm_jax.data.huggingface.marks.marks import Files, Marks, told
-from vlm_jax.models.tokens.fixed import Fixed
+from vlm_jax.models.tokens import Fixed
 
 SELECT = "vision_feature_select_strategy"
 
 
 def marks(files: Files) -> Marks:
-    size = files.images.get("crop_size") if files.images.get("do_center_crop", True) else files.images.get("size")
-    sides = [size, size] if isinstance(size, int) else [size[side] for side in ("height", "width")]
-    rows, columns = (side // patch(files) for side in sides)
+    files.layout(Fixed)
+    size = files.images.crop or files.images.resize
+    if not isinstance(size, tuple):
+        raise ValueError("preprocessor_config.json gives images of any size, of which LLaVA has no number of tokens; "
+                         "let it crop.")
+    rows, columns = (side // patch(files) for side in size)
     return Marks(files.image_token(), files.image_token(), Fixed(rows * columns + kept(files)))
 
 

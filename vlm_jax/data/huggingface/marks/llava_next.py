@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from vlm_jax.data.huggingface.marks import llava
-from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, told
-from vlm_jax.models.tokens.anyres import AnyRes
+from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes
+from vlm_jax.models.tokens import AnyRes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,18 +20,6 @@ class NextMarks(Marks):
 
 
 def marks(files: Files) -> NextMarks:
-    side = tile(files)
-    layout = AnyRes(side, side // llava.patch(files), pinpoints(files))
+    layout = files.layout(AnyRes)
+    layout = dataclasses.replace(layout, side=layout.tile // llava.patch(files))
     return NextMarks(files.image_token(), files.image_token(), layout, llava.kept(files))
-
-
-def tile(files: Files) -> int:
-    """Pixels a side of a tile."""
-    size = files.images["size"]
-    return size if isinstance(size, int) else size.get("shortest_edge") or min(size["height"], size["width"])
-
-
-def pinpoints(files: Files) -> tuple[tuple[int, int], ...]:
-    """The canvases, (height, width) in pixels."""
-    key = "image_grid_pinpoints"
-    return tuple((height, width) for height, width in told(key, files.images.get(key), files.config.get(key)))

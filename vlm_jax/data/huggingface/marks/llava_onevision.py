@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from vlm_jax.data.huggingface.marks import llava_next
 from vlm_jax.data.huggingface.marks.llava import SELECT
 from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, told
-from vlm_jax.models.tokens.anyres import AnyRes
+from vlm_jax.models.tokens import AnyRes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +26,6 @@ def marks(files: Files) -> OneVisionMarks:
     aspect = "vision_aspect_ratio"
     most = files.processor.get(aspect) or files.config.get(aspect) or "anyres_max_9"
     strategy = files.processor.get(SELECT) or files.config.get(SELECT, "full")
-    layout = AnyRes(llava_next.tile(files), math.isqrt(tokens), llava_next.pinpoints(files),
-                    max_tiles=int(most.removeprefix("anyres_max_")))
+    layout = dataclasses.replace(
+        files.layout(AnyRes), side=math.isqrt(tokens), max_tiles=int(most.removeprefix("anyres_max_")))
     return OneVisionMarks(files.image_token(), files.image_token(), layout, -int(strategy == "default"))

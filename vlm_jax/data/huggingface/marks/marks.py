@@ -7,20 +7,23 @@ from typing import Any, ClassVar, Mapping, Sequence
 
 import numpy as np
 
+from vlm_jax.data.huggingface.images import HfImageProcessor
 from vlm_jax.data.huggingface.template import Messages, Spans
 from vlm_jax.data.huggingface.tokenizer import HfTokenizer
-from vlm_jax.models.tokens.layout import Layout
+from vlm_jax.models.tokens import Layout
 
 Sizes = Sequence[tuple[int, int]]  # (width, height) of each image of a prompt, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What a folder tells: config.json, processor_config.json and preprocessor_config.json, empty where absent."""
+    """What a folder tells: config.json, processor_config.json and preprocessor_config.json (empty where absent), and
+    what has been made of them."""
 
     config: Mapping[str, Any]
     processor: Mapping[str, Any]
-    images: Mapping[str, Any]
+    pixels: Mapping[str, Any]
+    images: HfImageProcessor
     tokenizer: HfTokenizer
 
     def token(self, name: str, default: str | None = None) -> str | None:
@@ -32,6 +35,13 @@ class Files:
         number = self.config.get("image_token_index", self.config.get("image_token_id"))
         known = None if number is None else self.tokenizer.backend.id_to_token(number)
         return self.token("image_token") or known or "<image>"
+
+    def layout(self, kind: type[Layout]) -> Layout:
+        """The geometry of the image steps; raises ValueError where it is not of the kind that the family has."""
+        if not isinstance(self.images.layout, kind):
+            raise ValueError(f"A model of this kind has no {type(self.images).__name__} steps; give the folder the "
+                             f"preprocessor_config.json of its own.")
+        return self.images.layout
 
     def vision(self, key: str) -> Any:
         """A value of the vision tower's config, None where it is not told."""
@@ -83,8 +93,8 @@ class Marks:
         """Number of image tokens before the begin token, and before any padding."""
         return 0
 
-    def fields(self, is_image: np.ndarray, learnt: np.ndarray, images: Sequence[int]) -> dict[str, np.ndarray]:
-        """More inputs of the model: of bool [b, t] image tokens and tokens to learn, and the images of each prompt."""
+    def fields(self, is_image: np.ndarray, learnt: np.ndarray) -> dict[str, np.ndarray]:
+        """More inputs of the model, of what bool [b, t] says of image tokens and of tokens to learn."""
         return {}
 
 

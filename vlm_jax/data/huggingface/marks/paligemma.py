@@ -6,13 +6,13 @@ It was trained on single questions, and has no chat template: of a conversation 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, said, shown, told
 from vlm_jax.data.huggingface.template import Messages, Spans
-from vlm_jax.models.tokens.fixed import Fixed
+from vlm_jax.models.tokens import Fixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,11 @@ class PaliGemmaMarks(Marks):
         images = super().written(sizes)
         return images[:-1] + [images[-1] + self.begin] if images else []
 
-    def fields(self, is_image: np.ndarray, learnt: np.ndarray, images: Sequence[int]) -> dict[str, np.ndarray]:
+    def fields(self, is_image: np.ndarray, learnt: np.ndarray) -> dict[str, np.ndarray]:
         return {"token_type_ids": learnt.astype(np.int64)}
 
 
 def marks(files: Files) -> PaliGemmaMarks:
     key = "image_seq_length"
-    tokens = told(key, files.images.get(key), files.processor.get(key), files.vision("num_image_tokens"))
+    tokens = told(key, files.pixels.get(key), files.processor.get(key), files.vision("num_image_tokens"))
     return PaliGemmaMarks(files.image_token(), files.image_token(), Fixed(tokens), files.token("bos_token", "<bos>"))
