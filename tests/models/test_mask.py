@@ -37,7 +37,8 @@ def brute_force(q, k, window):
         one_image = at_k["image_ids"] > 0 and at_k["image_ids"] == at_q["image_ids"]
         if at_k["order"] > at_q["order"] and not one_image:
             continue
-        if window is not None and at_q["positions"] - at_k["positions"] >= window:
+        far = window is not None and at_q["positions"] - at_k["positions"] >= window
+        if far and at_q["order"] != at_k["order"]:
             continue
         seen[b, i, j] = True
     return seen
@@ -102,6 +103,19 @@ def test_a_window_counts_positions_not_slots():
     assert picture(describe(row(0, 0, 0, 0)), window=2) == ["x...", "xx..", ".xx.", "..xx"]
     far = describe(row(0, 0, 0), positions=row(0, 10, 11))
     assert picture(far, window=2) == ["x..", ".x.", ".xx"]
+
+
+@pytest.mark.parametrize("described, expected", [
+    (dict(mask_ar=row(0, 0, 0, 0, 1)), ["xxxx.", "xxxx.", "xxxx.", "xxxx.", "...xx"]),  # PaliGemma 2: the prefix whole
+    (dict(image_ids=row(1, 1, 1, 1, 0)), ["xxxx.", "xxxx.", ".xxx.", "..xx.", "...xx"]),  # Gemma 3: ahead, not far back
+])
+def test_a_window_bounds_how_far_back_an_image_sees_but_not_a_prefix(described, expected):
+    assert picture(describe(row(0, 0, 0, 0, 0), **described), window=2) == expected
+
+
+def test_a_window_does_not_join_the_prefixes_of_two_examples():
+    info = describe(row(0, 0, 1, 1), mask_ar=0, positions=row(0, 1, 0, 1))
+    assert picture(info, window=1) == ["xx..", "xx..", "..xx", "..xx"]
 
 
 def test_an_unused_cache_is_all_padding():

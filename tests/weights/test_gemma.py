@@ -128,8 +128,10 @@ def test_rope_parameters_by_type_of_layer_say_what_the_older_keys_say():
 
 @pytest.mark.parametrize("kind, silent, spoken", [
     ("gemma2", dict(), dict(layer_types=["sliding_attention", "full_attention"] * 4)),
-    ("gemma3_text", dict(), dict(layer_types=[*["sliding_attention"] * 5, "full_attention", *["sliding_attention"] * 2])),
-    ("gemma3_text", dict(sliding_window_pattern=4), dict(layer_types=[*["sliding_attention"] * 3, "full_attention"] * 2)),
+    ("gemma3_text", dict(),
+     dict(layer_types=["sliding_attention"] * 5 + ["full_attention"] + ["sliding_attention"] * 2)),
+    ("gemma3_text", dict(sliding_window_pattern=4),
+     dict(layer_types=[*["sliding_attention"] * 3, "full_attention"] * 2)),
 ])
 def test_without_layer_types_every_nth_layer_sees_all(kind, silent, spoken):
     assert decoder(kind, num_hidden_layers=8, **silent) == decoder(kind, num_hidden_layers=8, **spoken)
@@ -138,7 +140,8 @@ def test_without_layer_types_every_nth_layer_sees_all(kind, silent, spoken):
 def test_class_defaults_stand_where_the_config_is_silent():
     """The whole text_config that Gemma 3 4B ships with; the rest is Gemma3TextConfig's."""
     hf = {"architectures": ["Gemma3ForCausalLM"], "hidden_size": 2560, "intermediate_size": 10240,
-          "sliding_window": 1024, "model_type": "gemma3_text", "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+          "sliding_window": 1024, "model_type": "gemma3_text", "num_hidden_layers": 34,
+          "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
     got = family_of(hf).config(hf).decoder
     t = got.transformer
     assert (got.vocab_size, t.heads, t.groups, t.dim, t.norm_eps) == (262208, 8, 4, 256, 1e-6)
@@ -163,7 +166,7 @@ def test_what_is_written_also_speaks_to_older_readers(kind, options):
 
 @pytest.mark.parametrize("kind, options, what", [
     ("gemma", dict(use_bidirectional_attention=True), "use_bidirectional_attention"),
-    ("gemma3_text", dict(rope_parameters=dict(rope_theta=1e4)), "rope_parameters rope_theta; .* those of full_attention"),
+    ("gemma3_text", dict(rope_parameters=dict(rope_theta=1e4)), "rope_parameters rope_theta; .* of full_attention"),
     ("gemma3_text", dict(rope_parameters=dict(sliding_attention=dict(type="linear", factor=2.0))), "with a window"),
     ("gemma3_text", dict(sliding_window=None), "contradicts itself"),
     ("gemma2", dict(hidden_activation="mish"), "activation 'mish'"),

@@ -66,7 +66,7 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], ids: TokenIds
     known = TEXT + layout.NAMES
     if unknown := sorted(set(inputs) - set(known)):
         raise ValueError(f"The model does not take {', '.join(unknown)}; it takes {', '.join(known)}.")
-    prompt, real = _text(config, inputs)
+    prompt, real = _text(config, inputs, None if config.vision is None else ids.image)
     is_image = np.zeros_like(real)
     if config.vision is not None and ids.image is not None:
         is_image = real & (prompt["tokens"] == ids.image)
@@ -83,8 +83,11 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], ids: TokenIds
     return {name: value.astype(kind(name)) for name, value in prompt.items()}, images
 
 
-def _text(config: ModelConfig, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, np.ndarray]:
-    """({tokens, segment_ids, positions}, which tokens are real), after a look at whether they fit."""
+def _text(config: ModelConfig, inputs: Mapping[str, np.ndarray], image: int | None) -> tuple[Arrays, np.ndarray]:
+    """({tokens, segment_ids, positions}, which tokens are real), after a look at whether they fit.
+
+    Only `image`, whose embedding nobody reads, may lie outside the vocabulary.
+    """
     if "input_ids" not in inputs:
         raise ValueError("input_ids are missing; give int [batch, tokens].")
     tokens, first = np.asarray(inputs["input_ids"], np.int32), config.decoder.first_position
@@ -94,7 +97,8 @@ def _text(config: ModelConfig, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays
     if not tokens.ndim == 2 or not real.shape == positions.shape == tokens.shape:
         raise ValueError(f"input_ids {tokens.shape}, attention_mask {real.shape} and position_ids {positions.shape} "
                          f"must all be [batch, tokens].")
-    if tokens.size and not 0 <= tokens[real].min(initial=0) <= tokens[real].max(initial=0) < config.decoder.vocab_size:
+    read = tokens[real & (tokens != image)]
+    if not 0 <= read.min(initial=0) <= read.max(initial=0) < config.decoder.vocab_size:
         raise ValueError(f"input_ids must be 0 to {config.decoder.vocab_size - 1}; tokenize with the model's tokenizer.")
     prompt = {"tokens": np.where(real, tokens, 0), "segment_ids": np.where(real, 0, PADDING),
               "positions": np.where(real, positions, 0)}

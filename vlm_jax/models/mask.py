@@ -5,7 +5,7 @@ A query token q may attend to a key token k when all of these hold:
     same example      segment[q] == segment[k], and k is not padding (segment -1)
     same branch       subsegment[k] == 0 (the shared prefix), or subsegment[k] == subsegment[q]
     not the future    order[k] <= order[q], or both belong to the same image block (image id > 0)
-    near enough       position[q] - position[k] < window, where a window is asked for
+    near enough       position[q] - position[k] < window, where one is asked for, or order[k] == order[q]
 
 `order` is the running sum of `mask_ar`, the flag "tokens before me must not see me" (the idea is big_vision's, written
 for PaliGemma). On one row of four tokens:
@@ -14,7 +14,18 @@ for PaliGemma). On one row of four tokens:
     mask_ar 0 0 0 0 -> order 0 0 0 0    bidirectional
     mask_ar 0 0 1 1 -> order 0 0 1 2    prefix-LM: the first two see each other, the rest is causal
 
-and with subsegments 0 0 1 1 2 2 (a prefix of two tokens and two answers that share it) a causal row gives
+A window bounds how far a token looks back, but does not split tokens of equal order: the prefix of PaliGemma 2 sees
+itself whole. An image block (Gemma 3) is causal but for looking ahead to its own end, and looks back no further than
+the window. Both are what transformers computes; five tokens with a window of 2, a prefix or an image of four:
+
+    order 0 0 0 0 1      image 1 1 1 1 0
+        x x x x .            x x x x .
+        x x x x .            x x x x .
+        x x x x .            . x x x .
+        x x x x .            . . x x .
+        . . . x x            . . . x x
+
+With subsegments 0 0 1 1 2 2 (a prefix of two tokens and two answers that share it) a causal row gives
 
         k  0 1 2 3 4 5
     q 0    x . . . . .
@@ -107,5 +118,5 @@ def build_mask(q: SequenceInfo, k: SequenceInfo, window: int | None = None) -> B
     mask &= (k_order <= q_order) | same_image
     if window is not None:
         q_position, k_position = pair("positions")
-        mask &= q_position - k_position < window
+        mask &= (q_position - k_position < window) | (k_order == q_order)
     return mask

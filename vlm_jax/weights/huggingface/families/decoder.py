@@ -6,7 +6,7 @@ A family of them is a `Language`: the class defaults of its configuration in tra
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.model import ModelConfig
@@ -84,7 +84,7 @@ class Language:
               "tie_word_embeddings": config.tie_embeddings, **_hf_rope(t), **_hf_window(t, self.global_every)}
         known = {"model_type", *DEFAULTS, *self.defaults}
         hf = {key: value for key, value in hf.items() if key in known}
-        if _canonical(self.config(hf)) != _canonical(config):
+        if canonical(self.config(hf)) != canonical(config):
             raise ValueError(f"The decoder has options that '{self.model_type}' models of transformers lack: {config}.")
         return hf
 
@@ -170,7 +170,18 @@ def _hf_window(t: TransformerConfig, global_every: int | None) -> HfConfig:
     return hf if every is None else hf | {"sliding_window_pattern": every}
 
 
-def _canonical(config: DecoderConfig) -> DecoderConfig:
+def hf_config_of(languages: Sequence[Language], config: DecoderConfig) -> HfConfig:
+    """In the words of the first language that can say `config`; raises the first one's ValueError where none can."""
+    wrong = []
+    for language in languages:
+        try:
+            return language.hf_config(config)
+        except ValueError as error:
+            wrong.append(error)
+    raise wrong[0]
+
+
+def canonical(config: DecoderConfig) -> DecoderConfig:
     """With every default of TransformerConfig written out, so that equal models compare equal."""
     t = config.transformer
     t = dataclasses.replace(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vlm_jax.weights.huggingface.families import (
-    clip, dinov2, gemma, gemma2, gemma3_text, llama, llava, mistral, qwen2, qwen2_5_vl, qwen2_vl, qwen3, siglip,
-    siglip2, vit)
+    clip, dinov2, gemma, gemma2, gemma3, gemma3_text, llama, llava, mistral, paligemma, qwen2, qwen2_5_vl, qwen2_vl,
+    qwen3, siglip, siglip2, vit)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (
@@ -14,10 +14,12 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     dinov2.FAMILY_WITH_REGISTERS,
     gemma.FAMILY,
     gemma2.FAMILY,
+    gemma3.FAMILY,
     gemma3_text.FAMILY,
     llama.FAMILY,
     llava.FAMILY,
     mistral.FAMILY,
+    paligemma.FAMILY,
     qwen2.FAMILY,
     qwen2_5_vl.FAMILY,
     qwen2_vl.FAMILY,
