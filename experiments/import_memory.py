@@ -27,7 +27,7 @@ GB = 10**9
 LOAD = """
 import resource, sys
 import jax, vlm_jax
-from vlm_jax.training.sharding import MeshConfig, make_mesh
+from vlm_jax.training.mesh import MeshConfig, make_mesh
 mesh = make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.device_count() > 1 else None
 pt = vlm_jax.load_pretrained(sys.argv[1], dtype=None, mesh=mesh)
 jax.block_until_ready(pt.params)

@@ -21,7 +21,7 @@ from vlm_jax.data.processor import ProcessorConfig
 from vlm_jax.data.registry import SourceConfig
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.training.loop import LoopConfig, StageConfig
-from vlm_jax.training.sharding import MeshConfig
+from vlm_jax.training.mesh import MeshConfig
 
 
 WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}

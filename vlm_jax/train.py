@@ -29,10 +29,11 @@ from vlm_jax.objectives.registry import make_objective
 from vlm_jax.pretrained import processor_for
 from vlm_jax.reports.report import write_report
 from vlm_jax.training.loop import Run, run_stage
+from vlm_jax.training.mesh import check_batch, make_mesh
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import trainable_paths
 from vlm_jax.training.rules import flatten
-from vlm_jax.training.sharding import check_batch, make_mesh, state_shardings
+from vlm_jax.training.sharding import state_shardings
 from vlm_jax.training.state import sharded
 from vlm_jax.weights.checkpoints import Checkpoints
 from vlm_jax.weights.files import read_json, write_atomically
@@ -73,7 +74,7 @@ def check(config: configs.RunConfig) -> None:
     mesh, params = make_mesh(config.mesh), abstract_params(config.model)
     state_shardings(params, mesh)
     for stage in (config.stages[name] for name in config.run):
-        check_batch(stage.data.batch, mesh)
+        check_batch(stage.data.batch, mesh, stage.microbatches)
         trainable_paths(stage.trainable, list(flatten(params)))
         make_objective(stage.objective, config.model)
         stage.data.open()

@@ -18,7 +18,7 @@ from vlm_jax.data.pipeline import batches
 from vlm_jax.models.model import init_params
 from vlm_jax.train import make_processor
 from vlm_jax.training.loop import Run, begin
-from vlm_jax.training.sharding import make_mesh, put_batch
+from vlm_jax.training.mesh import make_mesh, put_batch
 from vlm_jax.training.state import sharded
 from vlm_jax.training.step import compile_step
 

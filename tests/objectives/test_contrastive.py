@@ -15,9 +15,10 @@ from vlm_jax.models.text import TextConfig
 from vlm_jax.models.transformer import TransformerConfig
 from vlm_jax.models.two_tower import ContrastConfig
 from vlm_jax.models.vit import ViTConfig
-from vlm_jax.objectives import contrastive as losses
+from vlm_jax.objectives import pairs as losses
 from vlm_jax.objectives.base import means, total
-from vlm_jax.objectives.contrastive import Contrastive, ContrastiveConfig, same_text
+from vlm_jax.objectives.contrastive import Contrastive, ContrastiveConfig
+from vlm_jax.objectives.pairs import same_text
 from vlm_jax.objectives.registry import make_objective
 
 softmax_loss, sigmoid_loss = jax.jit(losses.softmax_loss), jax.jit(losses.sigmoid_loss)
@@ -207,8 +208,9 @@ def test_sums_are_the_loss_of_the_towers_and_weights_the_number_of_pairs():
 def test_accuracy_counts_a_repeated_caption_as_right():
     tokens, x = np.array([[1, 5], [1, 6], [1, 5]]), np.eye(3, dtype=np.float32)
     best = x[[2, 1, 1]]  # the text nearest to image 0 is 2, which has its caption; to image 2 a wrong one
+    params, features = {"logit_scale": jnp.float32(0)}, {"zimg": best, "ztxt": x}
     compare = lambda positives: Contrastive(ContrastiveConfig(positives=positives), CLIP).compare(
-        best, x, 1.0, 0.0, tokens)[0]["accuracy"]
+        params, features, {"text": tokens})[0]["accuracy"]
     assert compare("diagonal") == 1 and compare("same_text") == 2
 
 

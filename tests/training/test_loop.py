@@ -16,9 +16,9 @@ from vlm_jax.data.scenes import SceneConfig
 from vlm_jax.objectives.contrastive import ContrastiveConfig
 from vlm_jax.training import loop
 from vlm_jax.training.loop import Clock, LoopConfig, Run, StageConfig, progress, run_stage
+from vlm_jax.training.mesh import MeshConfig, make_mesh
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import OptimizerConfig, schedule
-from vlm_jax.training.sharding import MeshConfig, make_mesh
 from vlm_jax.weights.checkpoints import Checkpoints
 
 SLOPES = 1000  # leaves of 4 MB: a save is still being written while the next steps run

@@ -16,8 +16,8 @@ from vlm_jax.data.tokenizer import train
 from vlm_jax.models.model import init_params
 from vlm_jax.objectives.registry import make_objective
 from vlm_jax.training.optimizer import make_optimizer, trainable_paths
+from vlm_jax.training.mesh import MeshConfig, make_mesh, put_batch
 from vlm_jax.training.rules import flatten
-from vlm_jax.training.sharding import MeshConfig, make_mesh, put_batch
 from vlm_jax.training.state import fresh_state, sharded
 from vlm_jax.training.step import compile_step, train_step
 

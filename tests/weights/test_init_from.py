@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vlm_jax.training.sharding import MeshConfig, make_mesh
+from vlm_jax.training.mesh import MeshConfig, make_mesh
 from vlm_jax.weights.checkpoints import Checkpoints
 from vlm_jax.weights.init_from import load_into
 

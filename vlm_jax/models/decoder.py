@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vlm_jax.models.layers import Linear, Norm
+from vlm_jax.models.axes import constrain
+from vlm_jax.models.layers import Linear, Norm, lookup
 from vlm_jax.models.mask import SequenceInfo, empty
 from vlm_jax.models.transformer import (
     LayerCache, Params, TransformerConfig, apply_blocks, declare_blocks, unstack)
@@ -82,7 +83,7 @@ class Decoder(nn.Module):
             self.lm_head = Linear(c.vocab_size, use_bias=False)
 
     def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        x = self.embedding[tokens]
+        x = lookup(self.embedding, tokens)
         return x if self.config.embed_scale is None else x * jnp.asarray(self.config.embed_scale, x.dtype)
 
     def place(self, x: Float[Array, "b t d"], info: SequenceInfo) -> Float[Array, "b t d"]:
@@ -109,7 +110,7 @@ class Decoder(nn.Module):
         """Next-token logits, float32."""
         c = self.config
         logits = hidden @ self.embedding.T.astype(hidden.dtype) if c.tie_embeddings else self.lm_head(hidden)
-        logits = logits.astype(jnp.float32)
+        logits = constrain(logits.astype(jnp.float32), "batch", "tokens", "vocab")
         return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def __call__(self, tokens: Int[Array, "b t"], info: SequenceInfo, cache: KVCache | None = None):

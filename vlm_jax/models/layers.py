@@ -7,7 +7,9 @@ from typing import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.models.axes import constrain, splitting
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -25,8 +27,11 @@ def activation(name: str) -> Callable[[Array], Array]:
     return ACTIVATIONS[name]
 
 
-def _token_axis_is_whole() -> bool:
-    return jax.sharding.get_abstract_mesh().shape.get("context", 1) == 1
+def lookup(table: Float[Array, "vocab d"], tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    """Rows of an embedding table. Where its columns are split over devices, each looks up its columns of every token
+    and then trades them for all columns of its own tokens: the table itself never travels."""
+    x = table[constrain(tokens, "lookup_batch", "tokens")]
+    return constrain(constrain(x, "lookup_batch", "tokens", "lookup_embed"), "batch", "tokens", "embed")
 
 
 class Linear(nn.Module):
@@ -41,7 +46,7 @@ class Linear(nn.Module):
         std = self.std or x.shape[-1] ** -0.5
         kernel = self.param("kernel", nn.initializers.normal(std), (x.shape[-1], self.features))
         lead = x.shape[:-1]
-        if _token_axis_is_whole():  # one 2-D matmul is faster on CPU; a sharded axis must stay apart
+        if not splitting("tokens"):  # one 2-D matmul is faster on CPU; a sharded axis must stay apart
             x = x.reshape(-1, x.shape[-1])
         y = x @ kernel.astype(x.dtype)
         if self.use_bias:
@@ -93,4 +98,6 @@ class Mlp(nn.Module):
             up = act(Linear(self.hidden, self.use_bias, name="gate")(x)) * up
         else:
             up = act(up)
+        if up.ndim == 3:
+            up = constrain(up, "batch", "tokens", "mlp")
         return Linear(x.shape[-1], self.use_bias, std=self.out_std, name="down")(up)

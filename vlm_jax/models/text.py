@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlm_jax.models.layers import Norm
+from vlm_jax.models.layers import Norm, lookup
 from vlm_jax.models.mask import PADDING, describe
 from vlm_jax.models.transformer import TransformerConfig, apply_blocks, declare_blocks
 
@@ -60,7 +60,7 @@ class TextTower(nn.Module):
         describe_row = lambda segments: describe(segments, mask_ar=int(c.causal))
         info = describe_row(jnp.zeros_like(tokens))  # padding sees the text too: pool "last" may stand on it
         kv_info = info if mask is None else describe_row(jnp.where(mask, 0, PADDING))
-        x = self.token_embedding[tokens] + self.position_embedding[:length]
+        x = lookup(self.token_embedding, tokens) + self.position_embedding[:length]
         return apply_blocks(c.transformer, self.blocks, x, info, kv_info)[0][-1]
 
     def pool(self, x: Float[Array, "b t w"], tokens: Int[Array, "b t"]) -> Float[Array, "b w"]:

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.attention import attention, attention_weights
+from vlm_jax.models.axes import constrain
 from vlm_jax.models.layers import Linear, Mlp, Norm
 from vlm_jax.models.mask import SequenceInfo, describe
 from vlm_jax.models.rope import RopeScaling, rotate
@@ -121,7 +122,8 @@ class Attention(nn.Module):
         if c.rope_theta is not None:
             positions = info.positions if info.axes is None else info.axes
             q, k = (rotate(y, positions, c.rope_theta, c.rope_scaling, c.rope_sections, c.rope_axial) for y in (q, k))
-        return q, k, v
+        place = lambda y, tokens: constrain(y, "batch", tokens, "heads", "head_dim")
+        return place(q, "tokens"), place(k, "keys"), place(v, "keys")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -157,6 +159,7 @@ class Block(nn.Module):
 
     def __call__(self, x, info=None, kv_info=None, cache=None, start=0):
         c = self.config
+        x = constrain(x, "batch", "tokens", "embed")
         y, cache = self.attn(self.norm1(x), info, kv_info, cache, start)
         if c.post_norm:
             y = self.norm1_post(y)

@@ -4,8 +4,12 @@
     loss = sum over objective.terms of coefficient * sums[name] / weights[name]
 
 Sums and weights run over the whole (global) batch and the division is taken once, after every device and every
-microbatch has added its part, so sharding does not change the answer, nor does accumulation where examples do not
-meet (contrastive ones do: they are each other's negatives). Weights depend on the batch alone. Names that are not in
+microbatch has added its part, so neither sharding nor accumulation changes the answer. Where examples meet (contrastive
+ones are each other's negatives) an objective is made of two halves, so that microbatches can be embedded one by one:
+
+    objective(params, batch, rng) = compare(params, embed(params, batch, rng), batch)
+
+with features of the examples, [n, ...] each, in between. Weights depend on the batch alone. Names that are not in
 `terms` are reported and not trained on.
 """
 

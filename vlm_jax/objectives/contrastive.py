@@ -1,65 +1,46 @@
-"""Contrastive losses over the global batch: softmax (CLIP, arXiv 2103.00020) and sigmoid (SigLIP, arXiv 2303.15343)."""
+"""The contrastive objective: images against texts over the global batch, on one device or split over many."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm_jax.models.axes import splitting
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.objectives.base import Batch, Sums
+from vlm_jax.objectives.pairs import same_text, sigmoid_loss, softmax_loss
+from vlm_jax.objectives.parallel import Result, sigmoid_ring, softmax_rows
 
 
-def _logits(zimg, ztxt, scale, bias):
-    return scale * jnp.matmul(zimg, ztxt.T, preferred_element_type=jnp.float32) + bias
-
-
-def softmax_loss(
-    zimg: Float[Array, "n e"],
-    ztxt: Float[Array, "n e"],
-    scale: Float[Array, ""],
-    positives: Bool[Array, "n n"] | None = None,
+def softmax_pairs(
+    zimg: Float[Array, "n e"], ztxt: Float[Array, "n e"], scale: Float[Array, ""], ids: Int[Array, "n k"],
     valid: Bool[Array, "n"] | None = None,
-) -> Float[Array, ""]:
-    """Sum over pairs of the mean of both cross-entropies, image to texts and text to images.
-
-    Row i of each side is a pair. `positives` marks further texts that are right for an image (identical captions):
-    the target is then uniform over them. `valid` false leaves a pair out of rows and columns. Random features of a
-    batch of N give N ln N.
-    """
-    n = zimg.shape[0]
-    positives = jnp.eye(n, dtype=bool) if positives is None else positives
-    valid = jnp.ones(n, bool) if valid is None else valid
-    logits = jnp.where(valid[:, None] & valid, _logits(zimg, ztxt, scale, 0.0), jnp.finfo(jnp.float32).min)
-    target = (positives & valid[:, None] & valid).astype(jnp.float32)
-    target = target / jnp.maximum(target.sum(1, keepdims=True), 1)  # positives are symmetric: rows serve columns too
-    rows = -(target * jax.nn.log_softmax(logits, axis=1)).sum(1)
-    columns = -(target * jax.nn.log_softmax(logits.T, axis=1)).sum(1)
-    return (jnp.where(valid, rows + columns, 0.0) / 2).sum()
+) -> Result:
+    """(softmax loss summed over pairs, images whose best text is a right one); rows of equal ids belong together."""
+    if splitting("batch"):
+        valid = jnp.ones(len(zimg), bool) if valid is None else valid
+        return softmax_rows(zimg, ztxt, scale, ids, valid, splitting("batch"))
+    positives = same_text(ids)
+    return softmax_loss(zimg, ztxt, scale, positives, valid), _hits(zimg, ztxt, positives)
 
 
-def sigmoid_loss(
-    zimg: Float[Array, "n e"],
-    ztxt: Float[Array, "n e"],
-    scale: Float[Array, ""],
-    bias: Float[Array, ""],
-    positives: Bool[Array, "n n"] | None = None,
-) -> Float[Array, ""]:
-    """Sum over all n^2 pairs of softplus(-y (scale <x, t> + bias)), y = 1 for positives and -1 for the rest.
-
-    SigLIP divides this by n, not by n^2: about softplus(10) + (n - 1) softplus(-10) at scale 10 and bias -10.
-    """
-    positives = jnp.eye(zimg.shape[0], dtype=bool) if positives is None else positives
-    logits = _logits(zimg, ztxt, scale, bias)
-    return jax.nn.softplus(jnp.where(positives, -logits, logits)).sum()
+def sigmoid_pairs(
+    zimg: Float[Array, "n e"], ztxt: Float[Array, "n e"], scale: Float[Array, ""], bias: Float[Array, ""],
+    ids: Int[Array, "n k"],
+) -> Result:
+    """The same of the sigmoid loss."""
+    if splitting("batch"):
+        return sigmoid_ring(zimg, ztxt, scale, bias, ids, splitting("batch"))
+    positives = same_text(ids)
+    return sigmoid_loss(zimg, ztxt, scale, bias, positives), _hits(zimg, ztxt, positives)
 
 
-def same_text(tokens: Int[Array, "n t"]) -> Bool[Array, "n n"]:
-    """Pairs of rows whose texts are equal, token for token."""
-    return (tokens[:, None] == tokens[None]).all(-1)
+def _hits(zimg, ztxt, positives: Bool[Array, "n n"]) -> Float[Array, ""]:
+    best = jnp.argmax(zimg @ ztxt.T, axis=1)
+    return jnp.take_along_axis(positives, best[:, None], axis=1).sum().astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +68,24 @@ class Contrastive:
         self.terms = {"contrastive": 1.0}
 
     def __call__(self, params, batch: Batch, rng: Array) -> tuple[Sums, Sums]:
-        zimg, ztxt, scale, bias = self.model.apply({"params": params}, batch["images"], batch["text"])
-        return self.compare(zimg, ztxt, scale, bias, batch["text"])
+        return self.compare(params, self.embed(params, batch, rng), batch)
 
-    def compare(self, zimg, ztxt, scale, bias, tokens: Int[Array, "n t"]) -> tuple[Sums, Sums]:
+    def apply(self, params, method: str, *args) -> Any:
+        return self.model.apply({"params": params}, *args, method=method)
+
+    def embed(self, params, batch: Batch, rng: Array) -> dict[str, Float[Array, "n e"]]:
+        """The features of both sides: all that pairs know of each other."""
+        return {"zimg": self.apply(params, "encode_image", batch["images"])[0],
+                "ztxt": self.apply(params, "encode_text", batch["text"])}
+
+    def compare(self, params, features: dict[str, Array], batch: Batch) -> tuple[Sums, Sums]:
         """The loss of already embedded pairs, and how often the best text of an image is a right one."""
-        positives = same_text(tokens) if self.config.positives == "same_text" else jnp.eye(len(tokens), dtype=bool)
+        (scale, bias), n = self.apply(params, "scale_and_bias"), len(batch["text"])
+        ids = batch["text"] if self.config.positives == "same_text" else jnp.arange(n)[:, None]
         if self.config.loss == "softmax":
-            loss = softmax_loss(zimg, ztxt, scale, positives)
+            loss, hits = softmax_pairs(features["zimg"], features["ztxt"], scale, ids)
         else:
-            loss = sigmoid_loss(zimg, ztxt, scale, bias, positives)
-        best = jnp.argmax(zimg @ ztxt.T, axis=1)
-        hits = jnp.take_along_axis(positives, best[:, None], axis=1).sum()
-        n = jnp.float32(len(tokens))
-        return ({"contrastive": loss, "accuracy": hits.astype(jnp.float32), "scale": scale * n},
+            loss, hits = sigmoid_pairs(features["zimg"], features["ztxt"], scale, bias, ids)
+        n = jnp.float32(n)
+        return ({"contrastive": loss, "accuracy": hits, "scale": scale * n},
                 {"contrastive": n, "accuracy": n, "scale": n})

@@ -23,7 +23,15 @@ def next_token_loss(logits: Float[Array, "b t v"], targets: Int[Array, "b t"]) -
 
 @dataclasses.dataclass(frozen=True)
 class NextTokenConfig:
+    """`chunks` is the number of parts a row's tokens are taken in when hidden states become logits: with more than one
+    the logits of a whole batch [b, t, vocab] never exist, forwards or backwards."""
+
     kind: ClassVar[str] = "next_token"
+    chunks: int = 1
+
+    def __post_init__(self):
+        if self.chunks < 1:
+            raise ValueError(f"chunks is {self.chunks}; use 1 or more.")
 
 
 class NextToken:
@@ -32,15 +40,37 @@ class NextToken:
     text alone."""
 
     def __init__(self, config: NextTokenConfig, model: ModelConfig):
-        self.model = model.vlm()
+        self.config, self.model = config, model.vlm()
         self.terms = {"next_token": 1.0}
 
     def __call__(self, params, batch: Batch, rng: Array) -> tuple[Sums, Sums]:
         info = describe(batch["segment_ids"], positions=batch["positions"], subsegment_ids=batch["subsegment_ids"])
-        logits = self.model.apply(
-            {"params": params}, batch["tokens"], info, batch.get("images"), batch["image_index"])
-        loss, weight = next_token_loss(logits, batch["targets"]), batch["loss_weights"]
-        right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
-        n = weight.sum()
-        return ({"next_token": (loss * weight).sum(), "accuracy": (right * weight).sum()},
-                {"next_token": n, "accuracy": n})
+        apply = lambda method, *args: self.model.apply({"params": params}, *args, method=method)
+        visual = apply("visual_tokens", batch["images"]) if "images" in batch else None
+        hidden, _ = apply("hidden", batch["tokens"], info, visual, batch["image_index"])
+
+        def score(hidden, targets, weight):
+            logits = apply("logits", hidden)
+            right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+            return (next_token_loss(logits, targets) * weight).sum(), (right * weight).sum()
+
+        loss, right = in_chunks(score, self.config.chunks, hidden, batch["targets"], batch["loss_weights"])
+        n = batch["loss_weights"].sum()
+        return {"next_token": loss, "accuracy": right}, {"next_token": n, "accuracy": n}
+
+
+def in_chunks(score, chunks: int, *tokenwise: Array) -> tuple[Array, ...]:
+    """Sums of score(*part) over `chunks` parts of arrays [b, t, ...], one after the other; each is computed again in the
+    backward pass, so that nothing of it is kept.
+
+    A part takes every chunks-th token: where rows are split along their tokens (mesh axis context), every device has
+    its share of each part. Raises ValueError where chunks does not divide the tokens.
+    """
+    if chunks == 1:
+        return score(*tokenwise)
+    length = tokenwise[0].shape[1]
+    if length % chunks:
+        raise ValueError(f"Rows of {length} tokens do not divide into {chunks} chunks; change objective.chunks.")
+    parts = [jnp.moveaxis(x.reshape(x.shape[0], length // chunks, chunks, *x.shape[2:]), 2, 0) for x in tokenwise]
+    total = lambda sums, part: (jax.tree.map(jnp.add, sums, jax.checkpoint(score)(*part)), None)
+    return jax.lax.scan(total, (jnp.zeros(()), jnp.zeros(())), tuple(parts))[0]

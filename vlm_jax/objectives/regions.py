@@ -8,6 +8,7 @@ through the same final norm and projection as the pooled output (cf. RegionCLIP,
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.tokens import patch_grid
 from vlm_jax.objectives.base import Batch, Sums
-from vlm_jax.objectives.contrastive import Contrastive, ContrastiveConfig, same_text, softmax_loss
+from vlm_jax.objectives.contrastive import Contrastive, ContrastiveConfig, softmax_pairs
 
 
 def box_weights(boxes: Float[Array, "b r 4"], rows: int, columns: int) -> Float[Array, "b r v"]:
@@ -48,23 +49,30 @@ class ContrastiveRegions:
 
     def __init__(self, config: RegionsConfig, model: ModelConfig):
         self.images = Contrastive(config.contrastive, model)
-        self.model, self.grid = model.two_tower(), patch_grid(model.vision.image_size, model.vision.patch_size)
+        self.grid = patch_grid(model.vision.image_size, model.vision.patch_size)
         self.terms = {**self.images.terms, "regions": config.weight}
 
     def __call__(self, params, batch: Batch, rng: Array) -> tuple[Sums, Sums]:
-        apply = lambda method, *args: self.model.apply({"params": params}, *args, method=method)
-        zimg, out = apply("encode_image", batch["images"])
-        boxes, box_text = batch["boxes"], batch["box_text"].reshape(-1, batch["box_text"].shape[-1])
-        # One call for captions and phrases: the text tower then runs one large matmul instead of two small ones.
-        ztxt = apply("encode_text", jnp.concatenate([batch["text"], box_text]))
-        ztxt, zphrase = ztxt[: len(zimg)], ztxt[len(zimg):]
-        scale, bias = apply("scale_and_bias")
-        sums, weights = self.images.compare(zimg, ztxt, scale, bias, batch["text"])
+        return self.compare(params, self.embed(params, batch, rng), batch)
 
-        shares = box_weights(boxes, *self.grid)
-        pooled = shares @ out.patches.features
-        zbox = apply("embed_features", pooled).reshape(-1, zimg.shape[-1])
-        valid = (shares.sum(-1) > 0).reshape(-1)
-        sums["regions"] = softmax_loss(zbox, zphrase, scale, same_text(box_text), valid)
+    def embed(self, params, batch: Batch, rng: Array) -> dict[str, Array]:
+        """Features of images, texts, boxes and phrases, [n, e] and [n, r, e]."""
+        apply = functools.partial(self.images.apply, params)
+        zimg, out = apply("encode_image", batch["images"])
+        n, regions, length = batch["box_text"].shape
+        # One call for captions and phrases: the text tower then runs one large matmul instead of two small ones.
+        ztxt = apply("encode_text", jnp.concatenate([batch["text"], batch["box_text"].reshape(-1, length)]))
+        pooled = box_weights(batch["boxes"], *self.grid) @ out.patches.features
+        return {"zimg": zimg, "ztxt": ztxt[:n], "zbox": apply("embed_features", pooled),
+                "zphrase": ztxt[n:].reshape(n, regions, -1)}
+
+    def compare(self, params, features: dict[str, Array], batch: Batch) -> tuple[Sums, Sums]:
+        """The losses of already embedded images and regions."""
+        sums, weights = self.images.compare(params, features, batch)
+        flat = lambda x: x.reshape(-1, x.shape[-1])
+        valid = (box_weights(batch["boxes"], *self.grid).sum(-1) > 0).reshape(-1)
+        scale, _ = self.images.apply(params, "scale_and_bias")
+        sums["regions"], _ = softmax_pairs(
+            flat(features["zbox"]), flat(features["zphrase"]), scale, flat(batch["box_text"]), valid)
         weights["regions"] = valid.sum().astype(jnp.float32)
         return sums, weights

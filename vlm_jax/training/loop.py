@@ -16,10 +16,11 @@ from vlm_jax.data.pipeline import Batch, DataConfig, batches, stage_seed
 from vlm_jax.data.processor import Processor
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.objectives.registry import ObjectiveConfig, make_objective
+from vlm_jax.training.mesh import check_batch, host_rows, put_batch
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import OptimizerConfig, count, make_optimizer, peak_rate, schedule, trainable_paths
 from vlm_jax.training.rules import Rules, flatten
-from vlm_jax.training.sharding import check_batch, host_rows, put_batch, state_shardings
+from vlm_jax.training.sharding import state_shardings
 from vlm_jax.training.state import TrainState, fresh_state, sharded
 from vlm_jax.training.step import compile_step
 from vlm_jax.weights.checkpoints import Checkpoints
@@ -31,7 +32,8 @@ class StageConfig:
     """`trainable`: (path regex, peak learning rate or None to freeze), first match wins, every parameter covered.
 
     `init_from`: a workdir whose weights replace this run's before the stage, "DIR" or "DIR:vision,connector"; empty
-    goes on from the stage before.
+    goes on from the stage before. `microbatches`: parts in which a batch is taken, one after the other, to save memory;
+    the answer is the same.
     """
 
     data: DataConfig
@@ -40,10 +42,13 @@ class StageConfig:
     steps: int
     optimizer: OptimizerConfig = OptimizerConfig()
     init_from: str = ""
+    microbatches: int = 1
 
     def __post_init__(self):
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}; a stage takes 0 or more.")
+        if self.microbatches < 1:
+            raise ValueError(f"microbatches is {self.microbatches}; use 1 or more.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +84,8 @@ def begin(run: Run, stage: StageConfig, params: Any, resume: int | None) -> tupl
     paths = list(flatten(params))
     trainable = trainable_paths(stage.trainable, paths)
     tx = make_optimizer(stage.optimizer, stage.trainable, paths, stage.steps)
-    parts = dict(objective=make_objective(stage.objective, run.model), tx=tx, paths=trainable, seed=run.seed)
+    parts = dict(objective=make_objective(stage.objective, run.model), tx=tx, paths=trainable, seed=run.seed,
+                 microbatches=stage.microbatches)
     if resume is None:
         if stage.init_from:
             params = load_into(params, stage.init_from)
@@ -95,7 +101,7 @@ def begin(run: Run, stage: StageConfig, params: Any, resume: int | None) -> tupl
 
 def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: int, resume: int | None) -> Any:
     """Trains one stage and returns the parameters. `offset` counts the steps of the stages before."""
-    check_batch(stage.data.batch, run.mesh)
+    check_batch(stage.data.batch, run.mesh, stage.microbatches)
     state, parts = begin(run, stage, params, resume)
     step_fn = compile_step(state, run.mesh, **parts)
     start = int(state.step)

@@ -1,81 +1,93 @@
-"""The mesh and who lives where on it. One device is a mesh of one: there is no other code path."""
+"""Who lives where on the mesh: parameters and optimizer state by the names of their dimensions.
+
+A rule lists, for one mesh axis, the dimensions it may split, best first. The first one that a leaf has and that
+divides is taken; a leaf with none of these dimensions is not asked; a leaf that has some, none of which divides, is
+an error, unless the rule ends with WHOLE. A dimension is split by one axis only.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import Any
+from typing import Any, Mapping
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor", "context")
-BATCH_AXES = ("data", "fsdp")
-SMALLEST_SHARDED = 2**18  # values; splitting a smaller leaf costs more in latency than it saves in memory
+from vlm_jax.models.axes import PARAMETERS, parameter_axes
+from vlm_jax.training.mesh import AnyMesh
 
+WHOLE = "whole"  # a leaf may stay whole along this axis: counted, and limited by REPLICATED
+RULES = {
+    "tensor": ("mlp", "heads", "vocab", WHOLE),
+    "fsdp": ("embed", "in", "out", "vocab", "pixels", "heads", "mlp", "positions"),
+}
+NAMES = {"layers", WHOLE} | {name for _, names in PARAMETERS for name in names}
+SMALLEST_SHARDED = 2**20  # bytes; splitting a smaller leaf costs more in latency than it saves in memory
+REPLICATED = 0.02  # share of the bytes that a rule asked to split and that may stay whole
 
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis; one axis may be -1, which takes what is left."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    context: int = 1
-
-
-def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """A mesh of all devices (or those given); raises where the axes do not multiply to their number."""
-    devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
-    if sizes.count(-1) > 1:
-        raise ValueError("Only one mesh axis may be -1.")
-    known = math.prod(size for size in sizes if size != -1)
-    if known < 1 or min(sizes) < -1 or len(devices) % known or (-1 not in sizes and known != len(devices)):
-        raise ValueError(f"The mesh {dict(zip(AXES, sizes))} does not fit {len(devices)} devices; change config.mesh.")
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+Rules = Mapping[str, tuple[str, ...]]
 
 
-def leaf_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where one parameter (or optimizer moment) lives: its largest dimension that divides is split over `fsdp`."""
-    parts = mesh.shape["fsdp"]
-    if parts == 1 or math.prod(shape) < SMALLEST_SHARDED:
-        return PartitionSpec()
-    for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
-        if shape[axis] % parts == 0:
-            return PartitionSpec(*(None,) * axis, "fsdp")
-    raise ValueError(f"No dimension of a parameter of shape {shape} divides by fsdp={parts}; change config.mesh.fsdp.")
+def leaf_spec(path: str, leaf: Any, mesh: AnyMesh, rules: Rules = RULES) -> tuple[PartitionSpec, list[str]]:
+    """Where one parameter (an array or its shape and dtype) lives, and the mesh axes whose rule it does not honour.
 
-
-def state_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf of an abstract state."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf_spec(leaf.shape, mesh)), abstract)
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split along their first axis."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def check_batch(size: int, mesh: Mesh) -> None:
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if size % parts:
-        raise ValueError(f"A batch of {size} does not divide by the {parts} devices it is split over; "
-                         f"use a multiple of {parts}.")
-
-
-def host_rows(size: int, mesh: Mesh) -> list[int]:
-    """The rows of a global batch that this process's devices hold, ascending: what `put_batch` takes on this process.
-
-    Devices along `tensor` and `context` hold the same rows, also where they belong to other processes.
+    Raises ValueError for a rule that names no known dimension, and where none of those it lists divides.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    return sorted({row for (rows,) in held for row in range(*rows.indices(size))})
+    active = {axis: rule for axis, rule in rules.items() if mesh.shape[axis] > 1}
+    for axis, rule in active.items():
+        for name in rule:
+            if name not in NAMES:
+                raise ValueError(f"The rule of mesh axis '{axis}' names an unknown dimension, '{name}'; choose from "
+                                 f"{', '.join(sorted(NAMES))}.")
+    if not active or leaf.size * leaf.dtype.itemsize < SMALLEST_SHARDED:
+        return PartitionSpec(), []
+    names, spec, missed = parameter_axes(path, leaf.ndim), [None] * leaf.ndim, []
+    for axis, rule in active.items():
+        asked = [names.index(name) for name in rule if name in names and spec[names.index(name)] is None]
+        fits = [i for i in asked if leaf.shape[i] % mesh.shape[axis] == 0]
+        if fits:
+            spec[fits[0]] = axis
+        elif asked and WHOLE in rule:
+            missed.append(axis)
+        elif asked:
+            sizes = ", ".join(f"{names[i]} {leaf.shape[i]}" for i in asked)
+            raise ValueError(f"No dimension of '{path}' divides by {axis}={mesh.shape[axis]} ({sizes}); "
+                             f"change config.mesh.{axis}.")
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec), missed
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays to global device arrays."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+def state_shardings(abstract: Any, mesh: AnyMesh, rules: Rules = RULES) -> Any:
+    """A NamedSharding for every leaf of an abstract state (or tree of parameters).
+
+    Raises ValueError where a leaf cannot be split as its rule asks, and where more than REPLICATED of the bytes that
+    rules ask to split would stay whole: a mesh that looks sharded and is not.
+    """
+    asked, whole, shapes = 0, {}, {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        if len(_keys(key_path)) > 1:
+            shapes["/".join(_keys(key_path))] = leaf.shape
+
+    def place(key_path, leaf):
+        nonlocal asked
+        path = "/".join(_keys(key_path))
+        if shapes.get(path, leaf.shape) != leaf.shape:  # a factor of a moment (adafactor): small
+            return NamedSharding(mesh, PartitionSpec())
+        spec, missed = leaf_spec(path, leaf, mesh, rules)
+        size = leaf.size * leaf.dtype.itemsize
+        if missed:
+            whole[path] = size
+        asked += size if missed or any(spec) else 0
+        return NamedSharding(mesh, spec)
+
+    shardings = jax.tree_util.tree_map_with_path(place, abstract)
+    if sum(whole.values()) > REPLICATED * asked:
+        largest = max(whole, key=whole.get)
+        raise ValueError(f"{sum(whole.values()) / asked:.0%} of the parameter bytes that should be split would stay "
+                         f"whole, '{largest}' most of all; change config.mesh ({dict(mesh.shape)}).")
+    return shardings
+
+
+def _keys(key_path: tuple) -> list[str]:
+    """The dictionary keys on the way to a leaf: of a parameter its path in parts, of a moment one key, that path."""
+    return [key.key for key in key_path if isinstance(key, jax.tree_util.DictKey)]

@@ -10,9 +10,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vlm_jax.objectives.base import Batch, Objective, means, total
+from vlm_jax.objectives.base import Batch, Objective
+from vlm_jax.training.accumulate import gradients
+from vlm_jax.training.mesh import batch_sharding
 from vlm_jax.training.rules import flatten, unflatten
-from vlm_jax.training.sharding import batch_sharding, state_shardings
+from vlm_jax.training.sharding import state_shardings
 from vlm_jax.training.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -20,7 +22,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 def train_step(
     state: TrainState, batch: Batch, *, objective: Objective, tx: optax.GradientTransformation,
-    paths: list[str], seed: int,
+    paths: list[str], seed: int, microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of the trainable paths. Pure, and callable without a mesh.
 
@@ -30,15 +32,10 @@ def train_step(
     flat = flatten(state.params)
     trainable = {path: flat[path] for path in paths}
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
-
-    def loss_fn(trainable):
-        sums, weights = objective(unflatten({**flat, **trainable}), batch, rng)
-        values = means(sums, weights)
-        return total(objective.terms, values), values
-
-    (loss, values), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+    complete = lambda trainable: unflatten({**flat, **trainable})
+    loss, values, grads = gradients(objective, complete, trainable, batch, rng, microbatches)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
-    params = unflatten({**flat, **optax.apply_updates(trainable, updates)})
+    params = complete(optax.apply_updates(trainable, updates))
     metrics = {"loss": loss, **values, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
