@@ -13,7 +13,7 @@ from vlm_jax.models.transformer import TransformerConfig
 from vlm_jax.models.vit import ViTConfig
 from vlm_jax.objectives import generative
 from vlm_jax.objectives.base import means, total
-from vlm_jax.objectives.generative import NextTokenConfig
+from vlm_jax.objectives.generative import NextToken, NextTokenConfig, in_chunks
 from vlm_jax.objectives.registry import make_objective
 
 BLOCKS = TransformerConfig(layers=1, width=16, heads=2, mlp_width=32)
@@ -134,3 +134,45 @@ def test_text_alone_needs_no_images(objective, params):
     text = {name: values[1:] for name, values in batch().items() if name != "images"}
     sums, weights = jax.jit(lambda p: objective(p, text, None))(params)
     assert float(weights["next_token"]) == 2.25 and np.isfinite(sums["next_token"])
+
+
+# In chunks.
+
+
+@pytest.mark.parametrize("chunks", [3, 9])
+def test_chunks_change_nothing(chunks, params):
+    """Sums, weights and gradients, of rows whose weights are uneven."""
+    def both(params, chunks):
+        def loss(params):
+            sums, weights = NextToken(NextTokenConfig(chunks), MODEL)(params, batch(), None)
+            return sums["next_token"], (sums, weights)
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    whole, parts = (jax.jit(both, static_argnums=1)(params, n) for n in (1, chunks))
+    for found, expected in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_must_divide_the_tokens(params):
+    with pytest.raises(ValueError, match=f"Rows of {TOKENS} tokens do not divide into 7 chunks; change objective.chunks"):
+        jax.eval_shape(lambda p: NextToken(NextTokenConfig(7), MODEL)(p, batch(), None), params)
+    with pytest.raises(ValueError, match="chunks is 0"):
+        NextTokenConfig(0)
+
+
+def test_logits_of_all_tokens_never_exist_and_temporaries_fall():
+    """A vocabulary of 16,384 on 256 tokens: 16 MB of logits, of which eight chunks keep an eighth."""
+    vocabulary, tokens, width = 16384, 256, 16
+    table = jax.ShapeDtypeStruct((vocabulary, width), jnp.float32)
+    states = jax.ShapeDtypeStruct((1, tokens, width), jnp.float32)
+    targets = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+
+    def compiled(chunks):
+        score = lambda table: lambda hidden, targets: (next_token_loss(hidden @ table.T, targets).sum(), jnp.zeros(()))
+        loss = lambda table, hidden, targets: in_chunks(score(table), chunks, hidden, targets)[0]
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(table, states, targets).compile()
+
+    whole, parts = compiled(1), compiled(8)
+    assert f"[1,{tokens},{vocabulary}]" in whole.as_text() or f"[{tokens},{vocabulary}]" in whole.as_text()
+    assert f"{tokens},{vocabulary}]" not in parts.as_text()
+    assert parts.memory_analysis().temp_size_in_bytes < whole.memory_analysis().temp_size_in_bytes / 4
