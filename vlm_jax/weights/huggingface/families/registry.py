@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vlm_jax.weights.huggingface.families import (
-    clip, dinov2, gemma, gemma2, gemma3, gemma3_text, llama, llava, mistral, paligemma, qwen2, qwen2_5_vl, qwen2_vl,
-    qwen3, siglip, siglip2, vit)
+    clip, dinov2, gemma, gemma2, gemma3, gemma3_text, internvl, llama, llava, mistral, paligemma, qwen2, qwen2_5_vl,
+    qwen2_vl, qwen3, siglip, siglip2, vit)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (
@@ -16,6 +16,7 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     gemma2.FAMILY,
     gemma3.FAMILY,
     gemma3_text.FAMILY,
+    internvl.FAMILY,
     llama.FAMILY,
     llava.FAMILY,
     mistral.FAMILY,
@@ -30,11 +31,16 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     siglip2.VISION_FAMILY,
     vit.FAMILY,
 )}
+ELSEWHERE = {  # layouts of their own of models that are published in a layout above as well
+    "InternVLChatModel": "take the one in Hugging Face layout, whose name ends in -hf",
+}
 
 
 def family_of(hf: HfConfig) -> Family:
     """The family of a config.json; raises ValueError for one that is unknown, and for quantised weights."""
     names = hf.get("architectures") or [f"model_type '{hf.get('model_type')}'"]
+    if names[0] in ELSEWHERE:
+        raise ValueError(f"Checkpoints of {names[0]} are not supported; {ELSEWHERE[names[0]]}.")
     if names[0] not in FAMILIES:
         raise ValueError(f"Checkpoints of {names[0]} are not supported; known are {', '.join(FAMILIES)}.")
     if hf.get("quantization_config"):
