@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import vlm_jax
 from vlm_jax.models.model import abstract_params
@@ -180,6 +180,20 @@ def test_a_decoder_that_a_family_has_no_words_for_is_not_written():
     with pytest.raises(ValueError, match="'gemma' models of transformers lack"):
         hf = config("gemma2")
         FAMILIES[NAMES["gemma"]].hf_config(family_of(hf).config(hf))
+
+
+def test_a_tied_head_may_stand_in_the_files_too_where_it_is_the_same(tmp_path):
+    hf = config("gemma")
+    tensors = random_tensors(hf)
+    want = vlm_jax.load_pretrained(write(tmp_path / "once", hf, tensors)).params
+    twice = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    pt = vlm_jax.load_pretrained(write(tmp_path / "twice", hf, twice))
+    assert jax.tree.all(jax.tree.map(np.array_equal, pt.params, want))
+    vlm_jax.save_pretrained(pt, tmp_path / "out")
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(tensors)
+    other = write(tmp_path / "other", hf, twice | {"lm_head.weight": twice["lm_head.weight"] + 1})
+    with pytest.raises(ValueError, match="'lm_head.weight' .* differs from 'model.embed_tokens.weight'"):
+        vlm_jax.load_pretrained(other)
 
 
 @pytest.mark.parametrize("kind, hf, count", [

@@ -46,7 +46,8 @@ class Weight:
     """One row. `shape` is what `form.theirs` cannot know from our array alone: (height, width, channels) of a patch, or a patch's shape in FLAT.
 
     `part` (i, n) says that our array is the i-th of n equal parts of theirs, cut along its first axis (a fused qkv); the
-    rows of all n parts stand together, in order.
+    rows of all n parts stand together, in order. `copy` is another name under which files may hold the same tensor once
+    more (the output layer of tied embeddings); it is never written.
     """
 
     ours: str
@@ -54,6 +55,7 @@ class Weight:
     form: Form = SAME
     shape: tuple[int, ...] = ()
     part: tuple[int, int] = (0, 1)
+    copy: str | None = None
 
     @property
     def stacked(self) -> bool:
@@ -83,10 +85,15 @@ def import_params(
     lists used, unused and missing names.
     """
     wanted = {name for row in table for name in row.names(_layers(row, abstract))}
-    missing, unused = sorted(wanted - reader.names), sorted(reader.names - wanted)
+    copies = {row.copy: row.theirs for row in table if row.copy in reader.names}
+    missing, unused = sorted(wanted - reader.names), sorted(reader.names - wanted - set(copies))
     if missing or unused:
         raise ValueError(f"The weights in {reader.folder} do not fit the model: {len(wanted & reader.names)} names used, "
                          f"unused: {_listed(unused)}, missing: {_listed(missing)}.")
+    for copy, name in copies.items():
+        if not np.array_equal(reader.read(copy), reader.read(name)):
+            raise ValueError(f"'{copy}' in {reader.folder} differs from '{name}', which the config ties it to; set "
+                             f"tie_word_embeddings to false in config.json.")
     return {row.ours: _read(row, reader, abstract[row.ours]) for row in table}
 
 

@@ -198,7 +198,8 @@ def table(config: DecoderConfig, theirs: str = "model", head: str = "lm_head") -
     if t.post_norm:  # here that name is true: Llama's stands before the MLP
         norms = {"norm1": "input_layernorm", "norm1_post": "post_attention_layernorm",
                  "norm2": "pre_feedforward_layernorm", "norm2_post": "post_feedforward_layernorm"}
-    rows = [Weight("decoder/embedding", f"{theirs}.embed_tokens.weight")]
+    again = f"{head}.weight" if config.tie_embeddings else None
+    rows = [Weight("decoder/embedding", f"{theirs}.embed_tokens.weight", copy=again)]
     for ours, name in norms.items():
         rows += norm(f"{blocks}/{ours}", f"{layer}.{name}", bias=False)
     for name in "qkvo":
