@@ -135,6 +135,24 @@ def test_tokenize_adds_what_the_file_says_and_decode_shows_it(llava):
     assert p.tokenize("a</s>b")[2] == 2  # as in transformers, written-out special tokens are special
 
 
+@pytest.mark.parametrize("settings, ends", [
+    ({}, ["<s>"]), ({"add_bos_token": False}, []), ({"add_bos_token": True, "add_eos_token": True}, ["<s>", "</s>"])])
+def test_tokenizer_config_stands_above_what_the_tokenizer_adds(tmp_path, settings, ends):
+    write(tmp_path, tokenizer=tokenizer_json(),
+          tokenizer_config={"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "TokenizersBackend"} | settings)
+    p = loading.load(tmp_path)
+    assert p.decode(p.tokenize("")) == "".join(ends) and p.decode(p.tokenize("a"), True) == "a"
+
+
+def test_siglip2_reads_lower_case(tmp_path):
+    """It was trained so; the tokenizer files of its first checkpoints do not say it."""
+    write(tmp_path, tokenizer=tokenizer_json(), tokenizer_config={"bos_token": "<s>", "pad_token": "<pad>"},
+          config={"model_type": "siglip2", "text_config": {"max_position_embeddings": 6}})
+    p = loading.load(tmp_path)
+    assert p.tokenize("A b") == p.tokenize("a b")
+    assert p.decode(p(text=["A"])["input_ids"][0]) == "<s>a" + "<pad>" * 4
+
+
 def test_clip_from_its_two_original_files(tmp_path):
     words = ["a", "b", "a</w>", "b</w>", "ab</w>", "!</w>", "<|startoftext|>", "<|endoftext|>"]
     write(tmp_path, vocab={word: i for i, word in enumerate(words)})
@@ -256,6 +274,19 @@ def test_templates_have_the_helpers_that_published_ones_call():
               "{% endgeneration %}{% endfor %}{{ strftime_now('%Y') | length }}{{ bos_token }}{{ x }}{{ tools is none }}")
     text = ChatTemplate(source, {"bos_token": "<s>"}).render([{"a": "é<"}, {}], x=1)
     assert text == '{"a": "é<"}4<s>1True'
+
+
+def test_a_template_sees_plain_data_only(tmp_path):
+    """An image's `save` would write a file of the template's choosing."""
+    image = {"type": "image", "image": picture(8, 8)}
+    show = ChatTemplate("{{ messages[0].content[0].image }}{{ 'name' in messages[0] }}", {})
+    assert show.render([{"role": "user", "content": [image], "name": None}]) == "<Image>False"
+    write_file = ChatTemplate(f"{{{{ messages[0].content[0].image.save('{tmp_path}/a.png') }}}}", {})
+    with pytest.raises(ValueError, match="refuses"):
+        write_file.render([{"role": "user", "content": [image]}])
+    assert not list(tmp_path.iterdir())
+    compact = "{{ messages[0] | tojson(separators=(',', ':'), sort_keys=true) }}"
+    assert ChatTemplate(compact, {}).render([{"b": 1, "a": "é"}]) == '{"a":"é","b":1}'
 
 
 @pytest.mark.parametrize("source", [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Collection, Sequence
 
+from vlm_jax.data.huggingface.marks.marks import said
 from vlm_jax.data.huggingface.template import Messages, Spans
 
 
@@ -14,10 +15,9 @@ def check_plain(messages: Messages, special: Collection[str], mark: str | None, 
     The image mark may stand in what a user says.
     """
     for message in messages:
-        content = message["content"]
-        texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        text = said(message)
         for token in set(special) - ({mark} if message["role"] != "assistant" else set()):
-            if any(token in text for text in texts):
+            if token in text:
                 raise ValueError(f"Conversation {row} spells the special token {token} in what the {message['role']} "
                                  f"says; take it out.")
 

@@ -36,9 +36,20 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
+            sort_keys: bool = False) -> str:
     """Plain JSON: jinja2's own filter escapes for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON types. An image in a message has methods that write files, of which the sandbox knows nothing:
+    what is of another type becomes its type's name. Keys without a value are left out, as templates print them."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else f"<{type(value).__name__}>"
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
@@ -91,8 +102,8 @@ class ChatTemplate:
         return raw, spans
 
     def _raw(self, messages: Messages, add_generation_prompt: bool, variables: Mapping[str, Any]) -> str:
-        known = self._special | {"tools": None, "documents": None} | variables
-        known |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        known = self._special | {"tools": None, "documents": None} | {n: _plain(v) for n, v in variables.items()}
+        known |= {"messages": _plain(messages), "add_generation_prompt": add_generation_prompt}
         try:
             return self._template.render(known)
         except Exception as error:  # TypeError and others too: a template is a program

@@ -78,12 +78,18 @@ def load(folder: epath.PathLike) -> HfTokenizer | None:
     """
     folder = epath.Path(folder)
     config = read_json(folder / "tokenizer_config.json")
+    model_type = read_json(folder / "config.json").get("model_type")
     special = _special(read_json(folder / "special_tokens_map.json") | config)
     length = config.get("model_max_length")
     length = int(length) if length and length < NO_LENGTH else None
     model = next((folder / name for name in SENTENCEPIECE if (folder / name).exists()), None)
     if (folder / "tokenizer.json").exists():
-        return HfTokenizer(_parsed(folder / "tokenizer.json"), special, length)
+        backend = _parsed(folder / "tokenizer.json")
+        if "add_bos_token" in config or "add_eos_token" in config:  # stands above what tokenizer.json adds
+            _add_ends(backend, special, config.get("add_bos_token"), config.get("add_eos_token"))
+        if config.get("tokenizer_class") == "Siglip2Tokenizer" or model_type == "siglip2":
+            _lower(backend)  # it was trained on such text, but its first tokenizer files leave it out
+        return HfTokenizer(backend, special, length)
     if model is not None:
         backend, control = sentencepiece.load(model.read_bytes())
         if not config:  # the bare model of the sentencepiece library
@@ -138,10 +144,20 @@ def _complete(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mapping
         strip = [normalizers.Lowercase(), normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
                  normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
         backend.normalizer = normalizers.Sequence([*strip, backend.normalizer])
-    front = [special["bos_token"]] if config.get("add_bos_token", not ends) and "bos_token" in special else []
-    back = [special["eos_token"]] if config.get("add_eos_token", ends) and "eos_token" in special else []
+    _add_ends(backend, special, config.get("add_bos_token", not ends), config.get("add_eos_token", ends))
+
+
+def _add_ends(backend: tokenizers.Tokenizer, special: Mapping[str, str], begin: bool | None, end: bool | None) -> None:
+    """Lets a tokenizer put the begin token in front and the end token behind, where it has them."""
+    front = [special["bos_token"]] if begin and "bos_token" in special else []
+    back = [special["eos_token"]] if end and "eos_token" in special else []
     known = [(text, backend.token_to_id(text)) for text in {*front, *back}]
     backend.post_processor = processors.TemplateProcessing(single=[*front, "$A", *back], special_tokens=known)
+
+
+def _lower(backend: tokenizers.Tokenizer) -> None:
+    steps = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
+    backend.normalizer = normalizers.Sequence(steps)
 
 
 def _clip(folder: epath.Path) -> tokenizers.Tokenizer:

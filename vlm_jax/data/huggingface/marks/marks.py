@@ -100,11 +100,11 @@ class Marks:
 
 def said(message: Mapping[str, Any]) -> str:
     """The text of a message, its images left out."""
-    content = message["content"]
+    content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def shown(messages: Messages) -> int:
     """Number of images in a conversation."""
-    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
-    return sum(part["type"] == "image" for part in parts)
+    contents = [message.get("content") for message in messages]
+    return sum(part["type"] == "image" for content in contents if isinstance(content, list) for part in content)
