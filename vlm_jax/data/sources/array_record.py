@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 
 from vlm_jax.data.encoded import EncodedImages, as_png, from_bytes
 from vlm_jax.data.records import Message, Record, Region
@@ -36,6 +37,9 @@ class ArrayRecordSource:
 
     def __init__(self, config: ArrayRecordConfig, keep_bad: bool = False):
         self.config = config
+        folder = epath.Path(config.path)
+        if (folder / "plan.json").exists() and not (folder / "manifest.json").exists():
+            raise ValueError(f"{folder} is not prepared to its end; run the same python -m vlm_jax.prepare again")
         files = [str(file) for file in shards(config.path, (SUFFIX,))]
         try:
             self._records = ArrayRecordDataSource(files)
@@ -87,5 +91,8 @@ def unpack(data: bytes, where: str) -> Record:
 
 
 def writer(path: str) -> Any:
-    """Takes packed records by `write` and is to be closed; a group of one keeps every record at its own offset."""
-    return ArrayRecordWriter(path, "group_size:1")
+    """Takes packed records by `write` and is to be closed.
+
+    A group of one makes each record readable alone; image files do not compress any further.
+    """
+    return ArrayRecordWriter(path, "group_size:1,uncompressed")
