@@ -262,9 +262,9 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path, eyes, change, sentence):
 
 
 @pytest.mark.parametrize("options, sentence", [
-    (dict(vision_feature_select_strategy="full"), "vision_feature_select_strategy 'full'"),
-    (dict(vision_feature_layer=[-2, -1]), "only one layer of a clip_vision_model"),
-    (dict(vision_config=dict(VISION, model_type="siglip_vision_model")), "siglip_vision_model"),
+    (dict(vision_feature_select_strategy="cls"), "vision_feature_select_strategy is 'cls'"),
+    (dict(vision_feature_layer=[-2, 9]), "feature_layer 9 does not exist"),
+    (dict(vision_config=dict(VISION, model_type="swin")), "vision_config.model_type is 'swin'"),
     (dict(text_config=dict(model_type="phi")), "text_config.model_type is 'phi'"),
 ])
 def test_a_llava_that_we_do_not_have_is_refused(options, sentence):

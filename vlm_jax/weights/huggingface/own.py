@@ -30,7 +30,7 @@ def save(folder: epath.Path, config: ModelConfig, params: Params, processor: Pro
     if config.decoder is None:
         raise ValueError("Only a model with a decoder can be exported yet; this one has image and text tower alone.")
     parts = ModelConfig(vision=config.vision, connector=config.connector, decoder=config.decoder)
-    hf = llava.hf_config(parts)
+    hf = llava.FAMILY.hf_config(parts)
     ids = {"bos_token_id": processor.bos_id, "eos_token_id": processor.eos_id, "pad_token_id": processor.pad_id}
     hf |= {"image_token_index": processor.tokenizer.special[IMAGE], "torch_dtype": str(jax.tree.leaves(params)[0].dtype)}
     hf["text_config"] |= ids
@@ -39,7 +39,7 @@ def save(folder: epath.Path, config: ModelConfig, params: Params, processor: Pro
         folders.CONFIG: hf,
         folders.GENERATION: {**ids, "suppress_tokens": list(processor.banned_ids)},
         "preprocessor_config.json": {**image, "processor_class": "LlavaProcessor"},
-        "processor_config.json": _llava_processor(parts) | {"image_processor": image},
+        "processor_config.json": _llava_processor(parts, hf) | {"image_processor": image},
         "tokenizer_config.json": _TOKENIZER,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,10 +55,11 @@ _TOKENIZER = {
     "bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "image_token": IMAGE, "clean_up_tokenization_spaces": False}
 
 
-def _llava_processor(config: ModelConfig) -> HfConfig:
-    """What LlavaProcessor counts visual tokens with; the class token is the additional one."""
+def _llava_processor(config: ModelConfig, hf: HfConfig) -> HfConfig:
+    """What LlavaProcessor counts visual tokens with; a class token is an additional one."""
     return {"processor_class": "LlavaProcessor", "patch_size": config.vision.patch_size, "image_token": IMAGE,
-            "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+            "num_additional_image_tokens": config.vision.prefix,
+            "vision_feature_select_strategy": hf["vision_feature_select_strategy"]}
 
 
 def image_processor(image: ImageProcessor) -> dict[str, Any]:
