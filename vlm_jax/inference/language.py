@@ -37,7 +37,9 @@ def outputs(config: ModelConfig, params: Any, inputs: Mapping[str, np.ndarray], 
     with jax.default_matmul_precision("float32"):
         out, seen = _outputs(config.vlm(), params, prompt, images)
     out, seen = jax.tree.map(lambda value: np.asarray(value, np.float32), (out, seen))
-    return out if images is None else out | inputs_of(config).shown(config, prompt, images, seen)
+    if images is None:
+        return out
+    return out | inputs_of(config).shown(config, prompt, images, seen | {"embedded": out["hidden_states"][0]})
 
 
 def generate(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vlm_jax.weights.huggingface.families import (
-    clip, dinov2, gemma, gemma2, gemma3, gemma3_text, internvl, llama, llava, mistral, paligemma, qwen2, qwen2_5_vl,
-    qwen2_vl, qwen3, siglip, siglip2, vit)
+    clip, dinov2, gemma, gemma2, gemma3, gemma3_text, internvl, llama, llava, llava_next, llava_onevision, mistral,
+    paligemma, qwen2, qwen2_5_vl, qwen2_vl, qwen3, siglip, siglip2, vit)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (
@@ -19,6 +19,8 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     internvl.FAMILY,
     llama.FAMILY,
     llava.FAMILY,
+    llava_next.FAMILY,
+    llava_onevision.FAMILY,
     mistral.FAMILY,
     paligemma.FAMILY,
     qwen2.FAMILY,
