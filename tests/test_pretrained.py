@@ -8,12 +8,12 @@ import pytest
 import vlm_jax
 from vlm_jax.models.tokens import AspectTiles, PanAndScan
 
-LLAVA = pathlib.Path(__file__).parent / "fixtures" / "llava"
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
-def opened(folder, **preprocessor):
-    """The llava fixture as if its images were cut by this processor."""
-    for file in LLAVA.iterdir():
+def opened(folder, name="llava", **preprocessor):
+    """A fixture as if its images were cut by this processor."""
+    for file in (FIXTURES / name).iterdir():
         (folder / file.name).symlink_to(file)
     if preprocessor:
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
@@ -45,3 +45,14 @@ def test_crops_count_where_the_processor_makes_them(tmp_path, tokens):
 
 def test_a_processor_of_one_size_leaves_the_layout_alone(tmp_path):
     assert opened(tmp_path, image_processor_type="CLIPImageProcessor").config.layout is None
+
+
+def test_eyes_for_any_aspect_ratio_take_as_many_patches_as_the_processor_gives(tmp_path):
+    """3 x 5 patches of 16 places at most, or 4 x 6 of 24."""
+    (tmp_path / "plain").mkdir(), (tmp_path / "more").mkdir()
+    pt = opened(tmp_path / "plain", "siglip2")
+    patch, places = pt.config.vision.patch_size, pt.config.vision.num_patches
+    assert (vlm_jax.num_visual_tokens(pt, 500, 300), places) == (15, 16)
+    pt = opened(tmp_path / "more", "siglip2", image_processor_type="Siglip2ImageProcessor", patch_size=patch,
+                max_num_patches=24)
+    assert vlm_jax.num_visual_tokens(pt, 600, 400) == 24

@@ -161,7 +161,7 @@ def _published(files: epath.Path, params: Callable[[ModelConfig], Params]) -> Pr
 
 def _with_layout(config: ModelConfig, processor: HfProcessor | None) -> ModelConfig:
     """The config with what only preprocessor_config.json says of how images become visual tokens."""
-    if config.decoder is None or config.vision is None or processor is None or processor.image_processor is None:
+    if config.vision is None or processor is None or processor.image_processor is None:
         return config
     layout = processor.image_processor.model_layout(config.layout, tokens_per_tile(config))
     return dataclasses.replace(config, layout=layout)

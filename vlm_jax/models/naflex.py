@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from vlm_jax.models import positions
+from vlm_jax.models import positions, tokens
 from vlm_jax.models.layers import Linear, Norm
 from vlm_jax.models.mask import PADDING, describe
 from vlm_jax.models.pooling import AttentionPool
@@ -43,6 +43,11 @@ class NaFlexConfig:
     def side(self) -> int:
         """Rows, and columns, of the table of position embeddings."""
         return math.isqrt(self.num_patches)
+
+    @property
+    def layout(self) -> tokens.NaFlex:
+        """Where no processor says otherwise, an image has at most as many patches as there are positions."""
+        return tokens.NaFlex(self.patch_size, self.num_patches)
 
     def blank(self, n: int = 1) -> PatchRows:
         """n empty images, as the encoder takes them."""

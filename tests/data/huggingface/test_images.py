@@ -113,6 +113,14 @@ def test_a_model_s_layout_is_completed_by_its_processor():
     assert model_layout("clip", Fixed(5)) == Fixed(5)
 
 
+@pytest.mark.parametrize("config, message", [
+    ({"image_processor_type": "SiglipImageProcessor", "size": {"longest_edge": 5}}, "give shortest_edge, or height and"),
+    ({"image_processor_type": "SmolVLMImageProcessor", "size": {"height": 5, "width": 5}}, "needs its longest_edge")])
+def test_sizes_that_mean_nothing_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        hf_images.from_config(config)
+
+
 STRIP = Image.new("RGB", (60_000, 1))  # small, but not once its short side is 224 pixels
 
 

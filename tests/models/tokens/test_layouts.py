@@ -40,6 +40,11 @@ def test_models_with_one_count_for_every_image(name, tokens):
     assert {num_visual_tokens(name, *size) for size in SIZES} == {tokens}
 
 
+def test_spellings_of_a_name_are_the_same():
+    assert num_visual_tokens("Qwen2_5-VL", 640, 480) == num_visual_tokens("qwen2.5-vl", 640, 480) == 391
+    assert num_visual_tokens("gemma3_pan_and_scan", 1200, 400) == 4 * 256
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="No model is called 'llava-nxt'; did you mean 'llava-next'.*qwen2-vl"):
         num_visual_tokens("llava-nxt", 5, 5)

@@ -47,11 +47,11 @@ def num_visual_tokens(model: Any, width: int, height: int) -> int:
         raise ValueError(f"An image of {width} x {height} pixels has no tokens; width and height must be positive.")
     if isinstance(model, str):
         model = _named(model)
-    model = getattr(model, "config", model)  # a loaded model holds a config, a model config layout and vision config
-    model = getattr(model, "layout", None) or model
-    if isinstance(model, Layout):
-        return model.count(width, height)
+    model = getattr(model, "config", model)  # a loaded model holds a config, a model config the vision config
     vision, connector = getattr(model, "vision", model), getattr(model, "connector", None)
+    for layout in (model, getattr(model, "layout", None), getattr(vision, "layout", None)):
+        if isinstance(layout, Layout):
+            return layout.count(width, height)
     rows, columns = patch_grid(vision.image_size, vision.patch_size, getattr(vision, "drop_remainder", False))
     factor = 1 if connector is None else connector.factor
     return (rows // factor) * (columns // factor) + getattr(vision, "extra_features", 0)
@@ -63,8 +63,11 @@ def tokens_per_tile(config: Any) -> int:
 
 
 def _named(name: str) -> Layout:
-    if name not in NAMES:
+    """Spellings of a name that differ in case and punctuation are the same: Qwen2_5-VL."""
+    plain = lambda name: "".join(filter(str.isalnum, name.lower()))
+    found = next((layout for known, layout in NAMES.items() if plain(known) == plain(name)), None)
+    if found is None:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean '{close[0]}'? Known" if close else "known"
         raise ValueError(f"No model is called '{name}'; {hint} are {', '.join(NAMES)}.")
-    return NAMES[name]
+    return found

@@ -8,6 +8,7 @@ from vlm_jax.models.tokens.fixed import Fixed
 from vlm_jax.models.tokens.layout import Layout
 from vlm_jax.models.tokens.naflex import NaFlex
 from vlm_jax.models.tokens.native import Native
+from vlm_jax.models.tokens.pan_and_scan import PanAndScan
 from vlm_jax.models.tokens.row_columns import RowColumns
 
 _NEXT = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -24,9 +25,11 @@ NAMES: dict[str, Layout] = {
     "qwen2.5-vl": Native(14),
     "qwen2.5-vl-16384": Native(14, max_pixels=28 * 28 * 16384),
     "gemma-3": Fixed(256),
+    "gemma-3-pan-and-scan": PanAndScan(256, 256, 4, 1.2),
     "paligemma": Fixed(256),
     "paligemma-448": Fixed(1024),
     "paligemma-896": Fixed(4096),
+    "paligemma-2": Fixed(256),
     "blip-2": Fixed(32),
     "minigpt-4": Fixed(32),
     "flamingo": Fixed(64),

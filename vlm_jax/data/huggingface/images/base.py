@@ -124,10 +124,12 @@ def joined(images: Sequence[np.ndarray]) -> np.ndarray:
 def sides(size: int | Mapping[str, int], square: bool = False) -> int | tuple[int, int]:
     """What `size` asks for, as any version writes it: the shorter side, or (height, width).
 
-    A bare number is the shorter side, or a square where the class knows no other.
+    A bare number is the shorter side, or a square where the class knows no other. Raises ValueError for anything else.
     """
     if isinstance(size, int):
         return (size, size) if square else size
+    if "shortest_edge" not in size and not {"height", "width"} <= set(size):
+        raise ValueError(f"preprocessor_config.json has a size of {dict(size)}; give shortest_edge, or height and width.")
     return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_jax.data.huggingface.images.base import HALF, STEPS, Arrays, Config, HfImageProcessor, Values, resized
-from vlm_jax.models.tokens import NaFlex
+from vlm_jax.models.tokens import Layout, NaFlex
 
 DEFAULTS: dict[str, Config] = {"Siglip2": dict(
     STEPS, resample=2, patch_size=16, max_num_patches=256, image_mean=HALF, image_std=HALF)}
@@ -42,6 +42,9 @@ class NaFlexPatches(HfImageProcessor):
             image = resized(image, rows * p, columns * p, self.resample)
         pixels = self.values([image])[0, :, : rows * p, : columns * p].reshape(3, rows, p, columns, p)
         return pixels.transpose(1, 3, 2, 4, 0).reshape(rows * columns, -1), (rows, columns)
+
+    def model_layout(self, layout: Layout | None, tokens: int) -> Layout:
+        return self.layout
 
 
 def build(name: str, config: Config) -> NaFlexPatches:
