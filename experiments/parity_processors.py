@@ -3,12 +3,15 @@
 The processors of published checkpoints. A folder with a `cases.json` (texts, ids, decoded texts, conversations) is a
 tokenizer's. One with a `reference.npz` that has keys `<case>/raw/<name>` is a checkpoint's: of the raw images and
 prompts, given as text and as messages, its processor must make exactly `<case>/in/<name>` (pixels within one grey
-level). Prints what differs in every folder, and exits 1 where anything does.
+level). One with an `images.npz` is of image processors alone: NAME.json is a preprocessor_config.json, and of images/KEY
+the keys NAME/KEY/... of its reference.npz tell the shape, a sample, a digest of the pixels before they are normalised,
+and the other arrays. Prints what differs in every folder, and exits 1 where anything does.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pathlib
 import sys
@@ -19,6 +22,7 @@ from PIL import Image
 
 import vlm_jax
 from experiments.parity import part
+from vlm_jax.data.huggingface import images as hf_images
 
 GREY_LEVEL = 1 / 255 / 0.25  # in normalised pixels; the standard deviations that processors divide by are larger
 Check = tuple[str, Any, Any]  # what, ours, wanted
@@ -40,6 +44,8 @@ def main() -> None:
 def checks_of(folder: pathlib.Path) -> Iterator[Check] | None:
     if (folder / "cases.json").exists():
         return tokenizer_checks(folder)
+    if (folder / "images.npz").exists():
+        return image_checks(folder)
     reference = folder / "reference.npz"
     if reference.exists() and any("/raw/" in key for key in np.load(reference)):
         return checkpoint_checks(folder)
@@ -61,6 +67,26 @@ def tokenizer_checks(folder: pathlib.Path) -> Iterator[Check]:
         text = p.chat(case["messages"], case["add_generation_prompt"])
         yield f"chat {case['text']!r}", text, case["text"]
         yield f"ids of chat {case['text']!r}", p.tokenizer.tokenize(text, special=False), case["ids"]
+
+
+def image_checks(folder: pathlib.Path) -> Iterator[Check]:
+    """Every image through every processor; `rgba_dropped` is `rgba` without its alpha channel."""
+    images, reference = np.load(folder / "images.npz"), np.load(folder / "reference.npz")
+    told = ("shape", "step", "sample", "sum", "sumsq", "sha256_uint8")
+    for case in dict.fromkeys(key.rsplit("/", 1)[0] for key in reference):
+        name, key = case.split("/")
+        config = json.loads((folder / f"{name}.json").read_text())
+        image = Image.fromarray(images[key] if key in images else images[key.removesuffix("_dropped")][..., :3])
+        got, wanted = hf_images.from_config(config)([image]), part(reference, name, key)
+        pixels = got["pixel_values"]
+        yield f"{case} shape", list(pixels.shape), wanted["shape"].tolist()
+        if list(pixels.shape) == wanted["shape"].tolist():
+            yield f"{case} sample", pixels[tuple(slice(None, None, n) for n in wanted["step"])], wanted["sample"]
+        plain = hf_images.from_config(config | {"do_rescale": False, "do_normalize": False})([image])["pixel_values"]
+        digest = hashlib.sha256(np.ascontiguousarray(plain.astype(np.uint8))).hexdigest()
+        yield f"{case} digest", digest, str(wanted["sha256_uint8"])
+        for array in set(wanted) - set(told):
+            yield f"{case} {array}", got.get(array, np.zeros(0)), wanted[array]
 
 
 def checkpoint_checks(folder: pathlib.Path) -> Iterator[Check]:
