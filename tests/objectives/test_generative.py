@@ -1,5 +1,7 @@
 """Next-token prediction: weights that say where to learn, and sums that do not care how a batch is cut."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,3 +178,10 @@ def test_logits_of_all_tokens_never_exist_and_temporaries_fall():
     assert f"[1,{tokens},{vocabulary}]" in whole.as_text() or f"[{tokens},{vocabulary}]" in whole.as_text()
     assert f"{tokens},{vocabulary}]" not in parts.as_text()
     assert parts.memory_analysis().temp_size_in_bytes < whole.memory_analysis().temp_size_in_bytes / 4
+
+
+@pytest.mark.parametrize("mask", ["prefix", "image_blocks"])
+def test_a_mask_that_training_would_ignore_is_refused(mask):
+    model = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, mask=mask))
+    with pytest.raises(ValueError, match=f"decoder.mask is '{mask}', make it 'causal'"):
+        NextToken(NextTokenConfig(), model)

@@ -41,6 +41,9 @@ class NextToken:
 
     def __init__(self, config: NextTokenConfig, model: ModelConfig):
         self.config, self.model = config, model.vlm()
+        if model.decoder.mask != "causal":
+            raise ValueError(f"The objective 'next_token' trains decoders that read from left to right; "
+                             f"config.model.decoder.mask is '{model.decoder.mask}', make it 'causal'.")
         self.terms = {"next_token": 1.0}
 
     def __call__(self, params, batch: Batch, rng: Array) -> tuple[Sums, Sums]:

@@ -43,7 +43,8 @@ FLAT = Form(lambda x: x.reshape(len(x), -1).T, lambda x, shape: x.T.reshape(-1, 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One row. `shape` is what `form.theirs` cannot know from our array alone: (height, width, channels) of a patch, or a patch's shape in FLAT.
+    """One row. `shape` is what `form.theirs` cannot know from our array alone: (height, width, channels) of a patch, or
+    a patch's shape in FLAT.
 
     `part` (i, n) says that our array is the i-th of n equal parts of theirs, cut along its first axis (a fused qkv); the
     rows of all n parts stand together, in order. `copy` is another name under which files may hold the same tensor once
