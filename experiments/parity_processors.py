@@ -3,8 +3,8 @@
 The processors of published checkpoints. A folder with a `cases.json` (texts, ids, decoded texts, conversations) is a
 tokenizer's. One with a `reference.npz` that has keys `<case>/raw/<name>` is a checkpoint's: of the raw images and
 prompts, given as text and as messages, its processor must make exactly `<case>/in/<name>` (pixels within one grey
-level). One with an `images.npz` is of image processors alone: NAME.json is a preprocessor_config.json, and of images/KEY
-the keys NAME/KEY/... of its reference.npz tell the shape, a sample, a digest of the pixels before they are normalised,
+level). One with an `images.npz` is of image processors alone: NAME.json is a preprocessor_config.json, and of the
+image KEY the keys NAME/KEY/... of its reference.npz tell the shape, a sample, a digest of the pixels before they are normalised,
 and the other arrays. Prints what differs in every folder, and exits 1 where anything does.
 """
 

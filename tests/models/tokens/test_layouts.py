@@ -86,7 +86,8 @@ def test_grids(layout, wanted):
 def test_tiles_with_the_whole_image():
     assert [AspectTiles((448, 448), 256).tiles(*size) for size in [(448, 448), (896, 448)]] == [1, 3]
     assert [RowColumns(28, 56, 4).count(*size) for size in SIZES[:4]] == [20, 20, 20, 12]
-    assert PanAndScan(256, 32, 4, 1.2).count(333, 100) == 1024 and PanAndScan(256, 32, 4, 1.2).crop(333, 100) == (100, 111)
+    crops = PanAndScan(256, 32, 4, 1.2)
+    assert crops.count(333, 100) == 1024 and crops.crop(333, 100) == (100, 111)
 
 
 @pytest.mark.parametrize("layout, wanted", [
@@ -126,6 +127,12 @@ def test_the_order_of_tokens(layout, size, wanted):
     tokens = (weight * pool[index]).sum(1)
     np.testing.assert_allclose(tokens, [*range(whole), *wanted], atol=1e-4)
     assert layout.count(*size) == len(tokens) and index.dtype == np.int32 and weight.dtype == np.float32
+
+
+def test_shrinking_rounds_as_pytorch_does():
+    """Token 44 of the first row, of columns that are 0 and 1 in turn: exactly it is 0.6333333."""
+    index, weight = AnyRes(32, 32, ((192, 192),), max_tiles=2).gather(1000, 1000)
+    assert abs((weight * (index % 2)).sum(1)[32**2 + 44] - 0.6333160) < 2e-6
 
 
 def test_an_image_among_others_is_not_tiled():

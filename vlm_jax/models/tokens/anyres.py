@@ -149,7 +149,7 @@ def _shrunk(pool: np.ndarray, rows: int, columns: int) -> Gather:
 def _between(old: int, new: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """[(lower neighbours, their shares), (upper neighbours, theirs)] of `new` points along `old` ones.
 
-    In float32 as PyTorch computes them, product and sum rounded once: 150 tokens a row away, float64 is 6e-5 off.
+    In float32 as PyTorch computes them, product and sum rounded once: 192 tokens away float64 is 2e-5 off.
     """
     scale = np.float64(np.float32(old) / np.float32(new))
     at = np.maximum(scale * (np.arange(new) + 0.5) - 0.5, 0).astype(np.float32)

@@ -31,8 +31,8 @@ class Native(Layout):
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) in pixels after resizing; raises ValueError for a strip over 200 times as long as wide."""
         if max(width, height) > MAX_RATIO * min(width, height):
-            raise ValueError(f"An image of {width} x {height} pixels is too thin; one side may be {MAX_RATIO} times the "
-                             f"other at most.")
+            raise ValueError(f"An image of {width} x {height} pixels is too thin; one side may be {MAX_RATIO} times "
+                             f"the other at most.")
         step = self.patch * self.merge
         sides = [round(side / step) * step for side in (height, width)]  # half to even
         if math.prod(sides) > self.max_pixels:

@@ -129,7 +129,8 @@ def sides(size: int | Mapping[str, int], square: bool = False) -> int | tuple[in
     if isinstance(size, int):
         return (size, size) if square else size
     if "shortest_edge" not in size and not {"height", "width"} <= set(size):
-        raise ValueError(f"preprocessor_config.json has a size of {dict(size)}; give shortest_edge, or height and width.")
+        raise ValueError(f"preprocessor_config.json has a size of {dict(size)}; "
+                         f"give shortest_edge, or height and width.")
     return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
 
 
