@@ -6,12 +6,14 @@
     pt.forward(input_ids=...), pt.generate(input_ids=..., max_new_tokens=16)
     vlm_jax.save_pretrained(pt, "hf_folder")
     vlm_jax.num_visual_tokens(pt, 640, 480)
+    vlm_jax.list_presets(), vlm_jax.preset("dinov2-large")      # published sizes, as model configs
 """
 
 import importlib
 
 _HOMES = {"Pretrained": "pretrained", "load_pretrained": "pretrained", "save_pretrained": "pretrained",
-          "load_processor": "pretrained", "num_visual_tokens": "models.tokens"}
+          "load_processor": "pretrained", "num_visual_tokens": "models.tokens",
+          "list_presets": "weights.huggingface.presets", "preset": "weights.huggingface.presets"}
 
 __all__ = sorted(_HOMES)
 

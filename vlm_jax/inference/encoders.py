@@ -1,4 +1,4 @@
-"""What an image encoder alone answers under Hugging Face's names: ViTModel, Dinov2Model, CLIPVisionModel and their like."""
+"""What an image encoder alone answers under Hugging Face's names: ViTModel, Dinov2Model, CLIPVisionModel and the like."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def images(config: EncoderConfig, inputs: Mapping[str, Any]) -> Any:
     shapes, mask = (inputs.get(name) for name in ("spatial_shapes", "pixel_attention_mask"))
     mask = jnp.ones(pixels.shape[:2], bool) if mask is None else jnp.asarray(mask) > 0
     if np.shape(shapes) != (len(pixels), 2) or mask.shape != pixels.shape[:2]:
-        raise ValueError(f"pixel_values {pixels.shape} ask for spatial_shapes [{len(pixels)}, 2] and a pixel_attention_mask "
-                         f"[{len(pixels)}, {pixels.shape[1]}].")
+        raise ValueError(f"pixel_values {pixels.shape} ask for spatial_shapes [{len(pixels)}, 2] and a "
+                         f"pixel_attention_mask [{len(pixels)}, {pixels.shape[1]}].")
     if np.prod(shapes, axis=1).max() > pixels.shape[1] or np.min(shapes) < 1:
-        raise ValueError(f"spatial_shapes must be 1 or more rows and columns, at most {pixels.shape[1]} patches an image.")
+        raise ValueError(f"spatial_shapes must be 1 or more rows and columns, at most {pixels.shape[1]} patches an "
+                         f"image.")
     return {"patches": pixels, "shapes": jnp.asarray(shapes), "mask": mask}
 
 

@@ -35,7 +35,8 @@ class NaFlexConfig:
 
     def __post_init__(self):
         if self.side**2 != self.num_patches:
-            raise ValueError(f"num_patches {self.num_patches} is no square; use {self.side**2} or {(self.side + 1)**2}.")
+            raise ValueError(f"num_patches {self.num_patches} is no square; use {self.side**2} or "
+                             f"{(self.side + 1)**2}.")
         if self.pool not in ("map", "mean"):
             raise ValueError(f"pool '{self.pool}' is unknown; choose 'map' or 'mean'.")
 

@@ -22,16 +22,17 @@ class ViTConfig:
     """Sizes and options of an encoder of square images.
 
     Tokens: a class token where `class_token` says so (None: where the pool needs one), then `registers` learned ones
-    without a position (arXiv 2309.16588), then the patches. `drop_remainder` takes patches that do not tile the image, as
-    a valid convolution does: SigLIP So400m cuts 384 pixels into 27 patches of 14, and never sees the last 6. `resize`
-    names how position embeddings are resized to images of another size (`positions.RESIZE`); None refuses those.
+    without a position (arXiv 2309.16588), then the patches. `drop_remainder` takes patches that do not tile the image,
+    as a valid convolution does: SigLIP So400m cuts 384 pixels into 27 patches of 14, and never sees the last 6.
+    `resize` names how position embeddings are resized to images of another size (`positions.RESIZE`); None refuses those.
     `mask_token` keeps the token that stood for hidden patches in a pretraining (DINOv2), which an encoder never uses.
     `final_norm` is over "all" tokens (SigLIP, DINOv2), over the "pooled" ones alone (CLIP), or None (InternViT).
     `pool` is "cls" (the class token), "dense" (the same through a dense layer of `pool_width`, the tower's where None,
     and `pool_activation`), "mean" (over the patches) or "map" (a learned query attends to the patches).
-    Features: `feature_layer` counts hidden states as Hugging Face does: 0 is the input of the first block, -1 the output
-    of the last, -2 the layer before it (LLaVA); those of several layers are joined. They begin with token `feature_start`:
-    None is the first patch, 0 the class token where there is one. `feature_norm` gives them the final norm too.
+    Features: `feature_layer` counts hidden states as Hugging Face does: 0 is the input of the first block, -1 the
+    output of the last, -2 the layer before it (LLaVA); those of several layers are joined. They begin with token
+    `feature_start`: None is the first patch, 0 the class token where there is one. `feature_norm` gives them the final
+    norm too.
     """
 
     image_size: int

@@ -88,8 +88,10 @@ def hf_image_sizes(config: ViTConfig) -> HfConfig:
     return {"num_channels": 3, "image_size": config.image_size, "patch_size": config.patch_size}
 
 
-def vision_family(architecture: str, config: Callable[[HfConfig], EncoderConfig],
-                  hf_config: Callable[[EncoderConfig], HfConfig], table: Callable[[EncoderConfig], list[Weight]]) -> Family:
+def vision_family(
+    architecture: str, config: Callable[[HfConfig], EncoderConfig], hf_config: Callable[[EncoderConfig], HfConfig],
+    table: Callable[[EncoderConfig], list[Weight]],
+) -> Family:
     """The image tower of a pair as a model of its own, all of its names below `vision_model`."""
     return Family(
         architecture, config=lambda hf: ModelConfig(vision=config(hf)),

@@ -1,5 +1,5 @@
-"""InternVL 1.5 to 3.5 (arXiv 2404.16821, 2504.10479) in Hugging Face layout: InternViT, pixel shuffle and an MLP in front
-of a language model. An image is tiles, each of which counts as an image of its own."""
+"""InternVL 1.5 to 3.5 (arXiv 2404.16821, 2504.10479) in Hugging Face layout: InternViT, pixel shuffle and an MLP before a
+language model. An image is tiles, each of which counts as an image of its own."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import dataclasses
 import re
 
 from vlm_jax.models.connectors import ConnectorConfig
-from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.tokens import AspectTiles, num_visual_tokens
 from vlm_jax.models.vit import ViTConfig
 from vlm_jax.weights.huggingface.families import decoder, encoder, vit
 from vlm_jax.weights.huggingface.families.encoder import activation, hf_activation
-from vlm_jax.weights.huggingface.families.llava import LANGUAGES
+from vlm_jax.weights.huggingface.families.llava import LANGUAGES, language_hf_config
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 from vlm_jax.weights.huggingface.table import Weight, linear, norm
 
 # What transformers' classes fill in where config.json is silent.
 VISION = dict(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, attention_bias=False, use_qk_norm=False,
-    intermediate_size=4096, hidden_act="gelu", norm_type="layer_norm", layer_norm_eps=1e-6, image_size=448, patch_size=14,
-    num_channels=3, use_mask_token=False, use_absolute_position_embeddings=True, layer_scale_init_value=0.1,
-    use_mean_pooling=True)
+    intermediate_size=4096, hidden_act="gelu", norm_type="layer_norm", layer_norm_eps=1e-6, image_size=448,
+    patch_size=14, num_channels=3, use_mask_token=False, use_absolute_position_embeddings=True,
+    layer_scale_init_value=0.1, use_mean_pooling=True)
 DEFAULTS = dict(downsample_ratio=0.5, projector_hidden_act="gelu", vision_feature_layer=-1,
                 vision_feature_select_strategy="default", vision_config={}, text_config={})
 NORMS = {"layer_norm": "layer", "rms_norm": "rms"}
@@ -55,8 +54,8 @@ def vision_config(hf: HfConfig, layer: int = -1) -> ViTConfig:
     hf = VISION | hf
     mean, kind = hf["use_mean_pooling"], hf["norm_type"]
     if kind not in NORMS or kind == "rms_norm" and not mean:
-        raise ValueError(f"config.json has norm_type '{kind}' with use_mean_pooling {mean}; supported are layer_norm, and "
-                         f"rms_norm with mean pooling.")
+        raise ValueError(f"config.json has norm_type '{kind}' with use_mean_pooling {mean}; supported are layer_norm, "
+                         f"and rms_norm with mean pooling.")
     if not hf["use_absolute_position_embeddings"]:
         raise ValueError("config.json has use_absolute_position_embeddings false; only eyes with them are supported.")
     blocks = encoder.transformer(
@@ -80,13 +79,13 @@ def vision_hf_config(config: ViTConfig) -> HfConfig:
 def config(hf: HfConfig) -> ModelConfig:
     """The sizes in an InternVLConfig; raises ValueError for options that we cannot honour."""
     hf = _fill(hf)
-    layer, select, ratio = (hf[k] for k in ("vision_feature_layer", "vision_feature_select_strategy", "downsample_ratio"))
+    layer, select = hf["vision_feature_layer"], hf["vision_feature_select_strategy"]
     if not isinstance(layer, int) or select != "default":
-        raise ValueError(f"config.json has vision_feature_layer {layer} and vision_feature_select_strategy '{select}'; only "
-                         f"one layer and 'default' are supported.")
+        raise ValueError(f"config.json has vision_feature_layer {layer} and vision_feature_select_strategy '{select}'; "
+                         f"only one layer and 'default' are supported.")
     eyes = vision_config(hf["vision_config"], layer)
     connector = ConnectorConfig("norm_mlp", activation(hf["projector_hidden_act"]), norm_eps=PROJECTOR_EPS,
-                                reducer="pixel_shuffle", factor=int(1 / ratio))
+                                reducer="pixel_shuffle", factor=int(1 / hf["downsample_ratio"]))
     part = hf["text_config"] | {"tie_word_embeddings": hf["tie_word_embeddings"]}
     whole = ModelConfig(vision=eyes, connector=connector, decoder=_language(part).config(part))
     tiles = AspectTiles((eyes.image_size,) * 2, num_visual_tokens(whole, eyes.image_size, eyes.image_size))
@@ -97,44 +96,34 @@ def hf_config(config: ModelConfig) -> HfConfig:
     """The keys of config.json but for token ids."""
     return {
         "architectures": ["InternVLForConditionalGeneration"], "model_type": "internvl",
-        "downsample_ratio": 1 / config.connector.factor, "projector_hidden_act": hf_activation(config.connector.activation),
+        "downsample_ratio": 1 / config.connector.factor,
+        "projector_hidden_act": hf_activation(config.connector.activation),
         "vision_feature_layer": config.vision.feature_layer, "vision_feature_select_strategy": "default",
         "image_seq_length": config.layout.tokens, "tie_word_embeddings": config.decoder.tie_embeddings,
-        "vision_config": vision_hf_config(config.vision), "text_config": _text_hf_config(config.decoder)}
-
-
-def _text_hf_config(config: DecoderConfig) -> HfConfig:
-    """text_config of the first of LANGUAGES that can say it; raises the first one's ValueError where none can."""
-    wrong = []
-    for language in LANGUAGES.values():
-        try:
-            return language.hf_config(config)
-        except ValueError as error:
-            wrong.append(error)
-    raise wrong[0]
+        "vision_config": vision_hf_config(config.vision), "text_config": language_hf_config(config.decoder)}
 
 
 def vision_table(config: ViTConfig, ours: str = "vision", theirs: str = "vision_tower") -> list[Weight]:
     t, blocks, layer = config.transformer, f"{ours}/blocks", f"{theirs}.encoder.layer.{{}}"
-    bias, rows = t.norm == "layer", []
+    rows = vit.embeddings(config, ours, f"{theirs}.embeddings", mask_token=(1, 1, t.width))
     for name in "qkv":
         rows += linear(f"{blocks}/attn/{name}", f"{layer}.attention.{name}_proj", t.attention_bias)
-    if t.qk_norm:
-        rows += [row for name in "qk" for row in norm(f"{blocks}/attn/{name}_norm", f"{layer}.attention.{name}_norm", False)]
+    for name in "qk" if t.qk_norm else "":
+        rows += norm(f"{blocks}/attn/{name}_norm", f"{layer}.attention.{name}_norm", bias=False)
     rows += linear(f"{blocks}/attn/o", f"{layer}.attention.projection_layer")
-    rows += [Weight(f"{blocks}/scale{i}", f"{layer}.lambda_{i}") for i in (1, 2)]
-    rows += norm(f"{blocks}/norm1", f"{layer}.layernorm_before", bias) + norm(f"{blocks}/norm2", f"{layer}.layernorm_after", bias)
+    for i, name in (1, "before"), (2, "after"):
+        rows += norm(f"{blocks}/norm{i}", f"{layer}.layernorm_{name}", bias=t.norm == "layer")
+        rows.append(Weight(f"{blocks}/scale{i}", f"{layer}.lambda_{i}"))
     rows += encoder.mlp(f"{blocks}/mlp", f"{layer}.mlp")
-    if config.final_norm:
-        rows += norm(f"{ours}/norm_post", f"{theirs}.layernorm")
-    return vit.embeddings(config, ours, f"{theirs}.embeddings", mask_token=(1, 1, t.width)) + rows
+    return rows + norm(f"{ours}/norm_post", f"{theirs}.layernorm") if config.final_norm else rows
 
 
 def table(config: ModelConfig) -> list[Weight]:
     """In the names of the hub's files."""
     projector = "multi_modal_projector"
     return [*vision_table(config.vision), *norm("connector/norm", f"{projector}.layer_norm"),
-            *linear("connector/linear_1", f"{projector}.linear_1"), *linear("connector/linear_2", f"{projector}.linear_2"),
+            *linear("connector/linear_1", f"{projector}.linear_1"),
+            *linear("connector/linear_2", f"{projector}.linear_2"),
             *decoder.table(config.decoder, "language_model.model", "language_model.lm_head")]
 
 

@@ -1,5 +1,5 @@
-"""The Vision Transformer as it was first published (arXiv 2010.11929): ViTModel, and the names that DINOv2 and InternViT
-took over from it."""
+"""The Vision Transformer as first published (arXiv 2010.11929): ViTModel, and the names that DINOv2 and InternViT took
+over from it."""
 
 from __future__ import annotations
 
