@@ -4,8 +4,8 @@ The processors of published checkpoints. A folder with a `cases.json` (texts, id
 tokenizer's. One with a `reference.npz` that has keys `<case>/raw/<name>` is a checkpoint's: of the raw images and
 prompts, given as text and as messages, its processor must make exactly `<case>/in/<name>` (pixels within one grey
 level). One with an `images.npz` is of image processors alone: NAME.json is a preprocessor_config.json, and of the
-image KEY the keys NAME/KEY/... of its reference.npz tell the shape, a sample, a digest of the pixels before they are normalised,
-and the other arrays. Prints what differs in every folder, and exits 1 where anything does.
+image KEY the keys NAME/KEY/... of its reference.npz tell the shape, a sample, a digest of the pixels before they are
+normalised, and the other arrays. Prints what differs in every folder, and exits 1 where anything does.
 """
 
 from __future__ import annotations

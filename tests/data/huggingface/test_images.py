@@ -93,6 +93,8 @@ def test_arrays_are_pictures_too():
     np.testing.assert_array_equal(processor([picture])["pixel_values"],
                                   processor([Image.fromarray(picture)])["pixel_values"])
     assert hf_images.size(picture) == (61, 40)
+    with pytest.raises(ValueError, match=r"uint8 \[height, width, 3\], not float64 \(40, 61, 3\)"):
+        processor([picture / 255])
 
 
 @pytest.mark.parametrize("ending", ["ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor"])

@@ -14,8 +14,8 @@ MAX_SIDE = 4096  # as in the published code, whatever the config asks for
 @dataclasses.dataclass(frozen=True)
 class RowColumns(Layout):
     """The longer side becomes `longest` pixels (None: stays), then both sides go up to multiples of `tile`; the image
-    is cut into tiles, and the whole squashed to one tile is the last. An image of one tile is not cut, and without `split`
-    none is. Each tile has `tokens`.
+    is cut into tiles, and the whole squashed to one tile is the last. An image of one tile is not cut, and without
+    `split` none is. Each tile has `tokens`.
 
     | 640 x 480 pixels | grid (rows, columns) | tiles | count |
     |---|---|---|---|

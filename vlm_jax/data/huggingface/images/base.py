@@ -53,8 +53,11 @@ class HfImageProcessor(abc.ABC):
 
 
 def rgb(image: Picture) -> Image.Image:
-    """Transparency is laid on white, as transformers 5 does."""
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    """Transparency is laid on white, as transformers 5 does. Raises ValueError for an array that is no picture."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"An image is one of PIL's or uint8 [height, width, 3], not {image.dtype} {image.shape}.")
+        image = Image.fromarray(image)
     if image.mode == "RGB":
         return image
     image = image.convert("RGBA")
