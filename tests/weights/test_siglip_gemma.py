@@ -98,6 +98,18 @@ def test_what_sets_the_families_apart():
         assert model.decoder.embed_scale == math.sqrt(20)
 
 
+def test_class_defaults_stand_where_the_config_is_silent(tmp_path):
+    """PaliGemmaConfig() of transformers, which has no head, and the ids of image tokens."""
+    hf = {"architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma"}
+    model = family_of(hf).config(hf)
+    assert (model.vision.image_size, model.vision.grid, model.vision.pool) == (224, (16, 16), "mean")
+    assert (model.decoder.vocab_size, model.decoder.transformer.groups) == (257152, 1)
+    for kind, image in (("gemma3", 262144), ("gemma", 256000)):
+        hf = {key: value for key, value in config(kind).items() if key != "image_token_index"}
+        ids = write(tmp_path / kind, hf, random_tensors(hf)).ids
+        assert (ids.image, ids.eos, ids.pad) == (image, (1,), 0)
+
+
 def test_gemma_3_with_eyes_caps_no_logits():
     """Gemma3ForConditionalGeneration of transformers does not read this key, Gemma3ForCausalLM does."""
     assert read("gemma3", dict(final_logit_softcapping=3.0)).decoder.logit_softcap is None

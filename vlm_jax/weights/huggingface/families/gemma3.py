@@ -25,8 +25,8 @@ def connector(hf: HfConfig, vision: ViTConfig, width: int) -> ConnectorConfig:
 PROJECTOR = "multi_modal_projector"
 
 FAMILY = SiglipGemma(
-    "Gemma3ForConditionalGeneration", "gemma3", (gemma3_text.LANGUAGE,), mask="image_blocks", join=connector,
-    said=lambda config: {"mm_tokens_per_image": num_visual_tokens(config, 1, 1)},
+    "Gemma3ForConditionalGeneration", "gemma3", (gemma3_text.LANGUAGE,), image_token=262144, mask="image_blocks",
+    join=connector, said=lambda config: {"mm_tokens_per_image": num_visual_tokens(config, 1, 1)},
     connector=(*norm("connector/norm", f"{PROJECTOR}.mm_soft_emb_norm", bias=False),
                Weight("connector/linear_1/kernel", f"{PROJECTOR}.mm_input_projection_weight")),  # [in, out], as ours
     unread=("final_logit_softcapping",)).family()

@@ -20,8 +20,9 @@ def connector(hf: HfConfig, vision: ViTConfig, width: int) -> ConnectorConfig:
 
 
 FAMILY = SiglipGemma(
-    "PaliGemmaForConditionalGeneration", "paligemma", (gemma.LANGUAGE, gemma2.LANGUAGE), mask="prefix",
-    first_position=1, join=connector, connector=tuple(linear("connector/linear_1", "multi_modal_projector.linear")),
+    "PaliGemmaForConditionalGeneration", "paligemma", (gemma.LANGUAGE, gemma2.LANGUAGE), image_token=256000,
+    mask="prefix", first_position=1, join=connector,
+    connector=tuple(linear("connector/linear_1", "multi_modal_projector.linear")),
     said=lambda config: {"projection_dim": config.decoder.transformer.width,
                          "hidden_size": config.decoder.transformer.width},
     parts={"vision_config": dict(model_type=TOWER, hidden_size=1152, intermediate_size=4096, patch_size=14,

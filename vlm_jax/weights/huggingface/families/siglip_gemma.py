@@ -18,7 +18,8 @@ TOWER = "siglip_vision_model"
 @dataclasses.dataclass(frozen=True)
 class SiglipGemma:
     """A class of the kind. `languages` by model_type, the first where text_config names none; `parts` stands for a
-    vision_config or text_config that is missing altogether. `mask` and `first_position` are the decoder's.
+    vision_config or text_config that is missing altogether, `image_token` for image_token_index. `mask` and
+    `first_position` are the decoder's.
 
     `unread` are keys of text_config that the class does not heed. `join` gives the connector, of config.json, the eyes
     and the decoder's width; `said` what config.json says beside its parts; `connector` the connector's weights.
@@ -27,6 +28,7 @@ class SiglipGemma:
     architecture: str
     model_type: str
     languages: tuple[decoder.Language, ...]
+    image_token: int
     mask: str
     join: Callable[[HfConfig, ViTConfig, int], Any]
     said: Callable[[ModelConfig], HfConfig]
@@ -47,7 +49,7 @@ class SiglipGemma:
 
     def text(self, hf: HfConfig) -> HfConfig:
         part = self._part(hf, "text_config")
-        return self._language(part).fill(part)
+        return {"image_token_index": self.image_token, **self._language(part).fill(part)}
 
     def config(self, hf: HfConfig) -> ModelConfig:
         """The sizes in config.json; raises ValueError for options that we cannot honour."""
