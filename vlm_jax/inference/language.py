@@ -52,7 +52,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; ask for 1 or more.")
-    prompt, images = arrange(config, inputs, ids)
+    prompt, images = arrange(config, inputs, ids, read_later=max_new_tokens - 1)  # the last one is never read
     pad = next((i for i in (ids.pad, *ids.eos) if i is not None), 0)
     with jax.default_matmul_precision("float32"):
         new = generation.generate(
@@ -61,14 +61,22 @@ def generate(
     return np.asarray(new)
 
 
-def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], ids: TokenIds) -> tuple[Arrays, Any]:
-    """(prompt, images) as `generate` takes them: int32 but for image_weight, and the layout's images or None."""
+def arrange(
+    config: ModelConfig, inputs: Mapping[str, np.ndarray], ids: TokenIds, read_later: int = 0,
+) -> tuple[Arrays, Any]:
+    """(prompt, images) as `generate` takes them: int32 but for image_weight, and the layout's images or None.
+
+    Raises ValueError where they, and `read_later` generated tokens behind them, do not fit the model.
+    """
     inputs = {name: value for name, value in inputs.items() if value is not None}
     layout = inputs_of(config)
     known = TEXT + layout.NAMES
     if unknown := sorted(set(inputs) - set(known)):
         raise ValueError(f"The model does not take {', '.join(unknown)}; it takes {', '.join(known)}.")
     prompt, real = _text(config, inputs, None if config.vision is None else ids.image)
+    longest, positions = prompt["positions"].max(initial=0) + 1 + read_later, config.decoder.positions
+    if positions is not None and longest > positions:
+        raise ValueError(f"A row of {longest} tokens is longer than the model's {positions} positions; shorten it.")
     is_image = np.zeros_like(real)
     if config.vision is not None and ids.image is not None:
         is_image = real & (prompt["tokens"] == ids.image)

@@ -8,6 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from vlm_jax.models.layers import Linear, Norm, activation
+from vlm_jax.models.qformer import QFormer, QFormerConfig
 from vlm_jax.models.reducers import REDUCERS
 from vlm_jax.models.vit import Features
 
@@ -18,6 +19,7 @@ class ConnectorConfig:
     the linear layers of "linear", "mlp" and "norm_mlp"; `hidden` the width between the two of "mlp" (None: D).
 
     `reducer`, a name in REDUCERS, first makes the features fewer: `factor` times fewer rows and columns of the grid.
+    `qformer` are the sizes of what "qformer" begins with.
     """
 
     kind: str = "mlp"
@@ -27,6 +29,7 @@ class ConnectorConfig:
     norm_eps: float = 1e-6
     reducer: str | None = None
     factor: int = 1
+    qformer: QFormerConfig | None = None
 
     def __post_init__(self):
         if self.kind not in CONNECTORS:
@@ -35,6 +38,8 @@ class ConnectorConfig:
             raise ValueError(f"Reducer '{self.reducer}' is unknown; choose one of {', '.join(REDUCERS)}, or None.")
         if self.factor < 1 or self.reducer is None and self.factor > 1:
             raise ValueError(f"factor {self.factor} must be at least 1, and 1 where there is no reducer.")
+        if (self.kind == "qformer") != (self.qformer is not None):
+            raise ValueError("connector.qformer and the kind 'qformer' belong together; give both or neither.")
 
 
 class LinearConnector(nn.Module):
@@ -87,8 +92,21 @@ class NormMlpConnector(nn.Module):
         return Linear(self.width, c.bias, name="linear_2")(x)
 
 
+class QFormerConnector(nn.Module):
+    """A Q-Former and one linear layer (BLIP-2, arXiv 2301.12597); the queries' last states are sown as `queries`."""
+
+    config: ConnectorConfig
+    width: int
+
+    @nn.compact
+    def __call__(self, features: Features) -> Float[Array, "b v d"]:
+        x = QFormer(self.config.qformer, name="qformer")(features)
+        self.sow("intermediates", "queries", x)
+        return Linear(self.width, self.config.bias, name="linear_1")(x)
+
+
 CONNECTORS = {"linear": LinearConnector, "mlp": MlpConnector, "norm_linear": NormLinearConnector,
-              "norm_mlp": NormMlpConnector}
+              "norm_mlp": NormMlpConnector, "qformer": QFormerConnector}
 
 
 def connector(config: ConnectorConfig, width: int, **kwargs) -> nn.Module:

@@ -41,6 +41,11 @@ class DecoderConfig:
         if self.mask not in ("causal", "prefix", "image_blocks"):
             raise ValueError(f"mask '{self.mask}' is unknown; choose 'causal', 'prefix' or 'image_blocks'.")
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions a row may have; None where they are not learned, and any number will do."""
+        return self.position_table - self.position_offset if self.position_table else None
+
 
 @struct.dataclass
 class KVCache:

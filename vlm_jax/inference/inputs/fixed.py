@@ -29,10 +29,13 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], is_image: np.
 
 
 def shown(config: ModelConfig, prompt: Arrays, images: Any, seen: Arrays) -> Arrays:
-    """What the eyes gave for the images alone, empty slots left out: `vision`, `projector`, `image_features`."""
+    """What the eyes gave for the images alone, empty slots left out: `vision`, `projector`,
+    `image_features` and, of a model with one, `qformer` [n, queries, w]."""
     used = _used_slots(config, prompt["image_index"] >= 0).ravel()
     vision, projector = seen["vision_states"][used], seen["projector"][used]
-    return {"vision": vision, "projector": projector, "image_features": projector.reshape(-1, projector.shape[-1])}
+    queries = {"qformer": seen["queries"][used]} if "queries" in seen else {}
+    return queries | {
+        "vision": vision, "projector": projector, "image_features": projector.reshape(-1, projector.shape[-1])}
 
 
 def running_index(is_image: np.ndarray) -> np.ndarray:

@@ -48,7 +48,8 @@ class Weight:
 
     `part` (i, n) says that our array is the i-th of n equal parts of theirs, cut along its first axis (a fused qkv); the
     rows of all n parts stand together, in order. `copy` is another name under which files may hold the same tensor once
-    more (the output layer of tied embeddings); it is never written.
+    more (the output layer of tied embeddings); it is never written. Layer i of ours is layer i * `step`
+    of theirs, where only every so many have the tensor.
     """
 
     ours: str
@@ -57,13 +58,14 @@ class Weight:
     shape: tuple[int, ...] = ()
     part: tuple[int, int] = (0, 1)
     copy: str | None = None
+    step: int = 1
 
     @property
     def stacked(self) -> bool:
         return "{}" in self.theirs
 
     def names(self, layers: int) -> list[str]:
-        return [self.theirs.format(i) for i in range(layers)] if self.stacked else [self.theirs]
+        return [self.theirs.format(i * self.step) for i in range(layers)] if self.stacked else [self.theirs]
 
 
 def linear(ours: str, theirs: str, bias: bool = True) -> list[Weight]:

@@ -13,7 +13,7 @@ from vlm_jax.weights.huggingface.table import Weight, linear, norm
 
 ACTIVATIONS = {  # their name -> ours; of several names the first is written
     "gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "silu": "silu", "swish": "silu",
+    "gelu_fast": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu",
     "tanh": "tanh"}
 
 RESIZE = "bicubic"  # what `interpolate_pos_encoding` asks for; an encoder that stands alone takes images of other sizes
@@ -45,14 +45,14 @@ def hf_transformer(config: TransformerConfig) -> HfConfig:
             "hidden_act": hf_activation(config.activation)}
 
 
-def attention(ours: str, theirs: str) -> list[Weight]:
+def attention(ours: str, theirs: str, bias: bool = True) -> list[Weight]:
     """The rows of an attention with four projections of its own."""
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
-    return [row for name, hf_name in names.items() for row in linear(f"{ours}/{name}", f"{theirs}.{hf_name}")]
+    return [row for name, hf_name in names.items() for row in linear(f"{ours}/{name}", f"{theirs}.{hf_name}", bias)]
 
 
-def mlp(ours: str, theirs: str) -> list[Weight]:
-    return linear(f"{ours}/up", f"{theirs}.fc1") + linear(f"{ours}/down", f"{theirs}.fc2")
+def mlp(ours: str, theirs: str, bias: bool = True) -> list[Weight]:
+    return linear(f"{ours}/up", f"{theirs}.fc1", bias) + linear(f"{ours}/down", f"{theirs}.fc2", bias)
 
 
 def blocks(ours: str, theirs: str) -> list[Weight]:

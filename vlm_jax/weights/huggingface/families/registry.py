@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from vlm_jax.weights.huggingface.families import (
-    clip, dinov2, gemma, gemma2, gemma3, gemma3_text, internvl, llama, llava, llava_next, llava_onevision, mistral,
-    paligemma, qwen2, qwen2_5_vl, qwen2_vl, qwen3, siglip, siglip2, vit)
+    blip2, clip, dinov2, gemma, gemma2, gemma3, gemma3_text, internvl, llama, llava, llava_next,
+    llava_onevision, mistral, opt, paligemma, qwen2, qwen2_5_vl, qwen2_vl, qwen3, siglip, siglip2, vit)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (
+    blip2.FAMILY,
     clip.FAMILY,
     clip.VISION_FAMILY,
     dinov2.FAMILY,
@@ -22,6 +23,7 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     llava_next.FAMILY,
     llava_onevision.FAMILY,
     mistral.FAMILY,
+    opt.FAMILY,
     paligemma.FAMILY,
     qwen2.FAMILY,
     qwen2_5_vl.FAMILY,
