@@ -48,8 +48,8 @@ class Weight:
 
     `part` (i, n) says that our array is the i-th of n equal parts of theirs, cut along its first axis (a fused qkv); the
     rows of all n parts stand together, in order. `copy` is another name under which files may hold the same tensor once
-    more (the output layer of tied embeddings); it is never written. Layer i of ours is layer i * `step`
-    of theirs, where only every so many have the tensor.
+    more (the output layer of tied embeddings); it is never written. Layer i of ours is layer i * `step` of
+    theirs, where only every so many have the tensor.
     """
 
     ours: str

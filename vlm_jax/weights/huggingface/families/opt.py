@@ -59,7 +59,7 @@ def text_table(config: DecoderConfig, theirs: str = "model", head: str = "lm_hea
     ours, theirs, bias = "decoder/blocks", f"{theirs}.decoder", config.transformer.attention_bias
     layer = f"{theirs}.layers.{{}}"
     rows = [
-        Weight("decoder/embedding", f"{theirs}.embed_tokens.weight"),
+        Weight("decoder/embedding", f"{theirs}.embed_tokens.weight", copy=f"{head}.weight" if config.tie_embeddings else None),
         Weight("decoder/position_embedding", f"{theirs}.embed_positions.weight"),
         *norm(f"{ours}/norm1", f"{layer}.self_attn_layer_norm"),
         *encoder.attention(f"{ours}/attn", f"{layer}.self_attn", bias),
