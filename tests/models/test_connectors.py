@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vlm_jax.models.connectors import CONNECTORS, ConnectorConfig, connector
+from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vit import Features
 
 X = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
@@ -66,7 +67,9 @@ def test_biases_can_be_left_out(kind):
 
 @pytest.mark.parametrize("kind", CONNECTORS)
 def test_every_connector_maps_into_the_decoders_width(kind):
-    out, _ = jax.eval_shape(connector(ConnectorConfig(kind), 8).init_with_output, jax.random.key(0), FEATURES)
+    queries = QFormerConfig(4, layers=1, width=4, heads=2, mlp_width=4) if kind == "qformer" else None
+    module = connector(ConnectorConfig(kind, qformer=queries), 8)
+    out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), FEATURES)
     assert out.shape == (2, 4, 8)
 
 
