@@ -121,13 +121,7 @@ def tower(vision: ViTConfig) -> Any:
 
 def language_hf_config(config: DecoderConfig) -> HfConfig:
     """text_config of the first of LANGUAGES that can say it; raises the first one's ValueError where none can."""
-    wrong = []
-    for language in LANGUAGES.values():
-        try:
-            return language.hf_config(config)
-        except ValueError as error:
-            wrong.append(error)
-    raise wrong[0]
+    return decoder.hf_config_of(tuple(LANGUAGES.values()), config)
 
 
 # Of each generation of names to the hub's, all applied in this order.
