@@ -88,6 +88,9 @@ def test_marks_and_images_must_match(llava):
         p(text=["a", "b"], images=[[]])
     with pytest.raises(ValueError, match="not both"):
         p(text=["a"], messages=[ask("a")])
+    for single in ({"text": "a"}, {"messages": ask("a")}, {"text": ["<image>"], "images": [picture(8, 8)]}):
+        with pytest.raises(ValueError, match="lists over the batch"):
+            p(**single)
 
 
 def test_a_template_that_writes_the_begin_token_gets_no_second_one(llava):

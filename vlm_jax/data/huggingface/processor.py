@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -70,6 +70,7 @@ class HfProcessor:
         """
         if messages is not None and text is not None:
             raise ValueError("Give messages or text, not both.")
+        _check_lists(messages, text, images)
         pixels = self._pixels(images)
         if messages is None and text is None:
             return pixels
@@ -90,6 +91,7 @@ class HfProcessor:
         Prompts and images are never learnt. A message that spells a special token is refused, but for an image's
         mark in what a user says. Raises ValueError too for a template that does not tell its answers.
         """
+        _check_lists(messages, None, images)
         special = _has(self.tokenizer, "tokenizer").special_texts
         for i, conversation in enumerate(messages):
             check_plain(conversation, special, self.marks and self.marks.mark, i)
@@ -165,6 +167,13 @@ class HfProcessor:
             return {}
         arrays = self.images(images)
         return {name: array for name, array in arrays.items() if name not in self.image_processor.prompt_only}
+
+
+def _check_lists(messages: Any, text: Any, images: Any) -> None:
+    single = isinstance(text, str) or messages and isinstance(messages[0], Mapping)
+    if single or images and not isinstance(images[0], (list, tuple)):
+        raise ValueError("Give lists over the batch: text=[prompt, ...] or messages=[conversation, ...], and "
+                         "images=[[image, ...], ...], a list for each prompt.")
 
 
 def _padded(rows: Sequence[Sequence[int]], fronts: Sequence[Sequence[int]], side: str, fill: int,
