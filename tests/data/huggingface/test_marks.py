@@ -164,3 +164,15 @@ def test_a_model_needs_the_image_steps_of_its_kind(tmp_path):
         processor(tmp_path, "llava_next", {"patch_size": 4})
     with pytest.raises(ValueError, match="is not told; set num_query_tokens"):
         processor(tmp_path, "blip-2")
+
+
+def test_the_image_token_is_added_where_the_tokenizer_lacks_it_and_must_be_the_models(tmp_path):
+    plain = [token for token in SPECIAL if token != "<image>"]
+    p = processor(tmp_path, "blip-2", {"num_query_tokens": 3}, special=plain)
+    number = p.tokenizer.backend.token_to_id("<image>")
+    assert number == len(plain) + 256
+    write(tmp_path, config={"model_type": "blip-2", "image_token_index": number})
+    assert loading.load(tmp_path)(text=["a"], images=[[picture(8, 8)]])["input_ids"][0, :3].tolist() == [number] * 3
+    write(tmp_path, config={"model_type": "blip-2", "image_token_index": 7}, tokenizer_config={"image_token": "<image>"})
+    with pytest.raises(ValueError, match="token is 7 in config.json, but <image> is"):
+        loading.load(tmp_path)

@@ -138,13 +138,15 @@ def test_tokenize_adds_what_the_file_says_and_decode_shows_it(llava):
     assert p.tokenize("a</s>b")[2] == 2  # as in transformers, written-out special tokens are special
 
 
-@pytest.mark.parametrize("settings, ends", [
-    ({}, ["<s>"]), ({"add_bos_token": False}, []), ({"add_bos_token": True, "add_eos_token": True}, ["<s>", "</s>"])])
-def test_tokenizer_config_stands_above_what_the_tokenizer_adds(tmp_path, settings, ends):
-    write(tmp_path, tokenizer=tokenizer_json(),
-          tokenizer_config={"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "TokenizersBackend"} | settings)
+def test_tokens_that_stand_beside_the_tokenizer(tmp_path):
+    """Added tokens in the order of their ids, then those that only have a name; what tokenizer.json puts around a text
+    stands, whatever else is said."""
+    write(tmp_path, tokenizer=tokenizer_json(), tokenizer_config={
+        "bos_token": "<s>", "image_token": "<named>", "add_bos_token": False, "add_eos_token": True,
+        "added_tokens_decoder": {"262": {"content": "<b>", "rstrip": True}, "261": {"content": "<a>", "special": True}}})
     p = loading.load(tmp_path)
-    assert p.decode(p.tokenize("")) == "".join(ends) and p.decode(p.tokenize("a"), True) == "a"
+    assert p.tokenize("<named><a><b>  ") == [1, 263, 261, 262]
+    assert p.decode([1, 261, 262], skip_special_tokens=True) == "<b>"
 
 
 def test_siglip2_reads_lower_case(tmp_path):

@@ -17,7 +17,8 @@ NAMES = [key.removesuffix("/files") for key in STORED if key.endswith("/files")]
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", NAMES)
 def test_prompts_are_those_of_transformers(tmp_path, name, side):
-    write(tmp_path, tokenizer=json.loads(str(STORED["tokenizer"])), **json.loads(str(STORED[f"{name}/files"])))
+    files = json.loads(str(STORED[f"{name}/files"]))
+    write(tmp_path, **files | {"tokenizer": json.loads(str(STORED["tokenizer"])) | files["tokenizer"]})
     prompts = json.loads(str(STORED[f"{name}/{side}/prompts"]))
     out = loading.load(tmp_path)(text=[text for text, _ in prompts], padding_side=side,
                                  images=[[Image.new("RGB", size) for size in sizes] for _, sizes in prompts])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 from etils import epath
+from tokenizers import AddedToken
 
 from vlm_jax.data.huggingface import images as hf_images, tokenizer as hf_tokenizer
-from vlm_jax.data.huggingface.marks.marks import Files
-from vlm_jax.data.huggingface.marks.registry import FAMILIES
+from vlm_jax.data.huggingface.marks.marks import Files, Marks
+from vlm_jax.data.huggingface.marks.registry import FAMILIES, Family
 from vlm_jax.data.huggingface.processor import HfProcessor, PairText
 from vlm_jax.data.huggingface.template import ChatTemplate
 from vlm_jax.data.huggingface.tokenizer import HfTokenizer, read_json
@@ -29,11 +30,24 @@ def load(folder: epath.PathLike) -> HfProcessor:
     source, kind = _template(folder, joined, settings), _kind(config, joined, settings, pixels)
     family = FAMILIES.get(kind) if tokenizer and pixels else None
     images = hf_images.from_config(pixels | (family.pixels if family else {})) if pixels else None
+    marks = _marks(family, Files(config, joined, pixels, images, tokenizer)) if family else None
     return HfProcessor(
         tokenizer=tokenizer, image_processor=images,
         template=None if source is None else ChatTemplate(source, tokenizer.special if tokenizer else {}),
         pair=_pair(kind, config, tokenizer) if tokenizer else None,
-        marks=family.marks(Files(config, joined, pixels, images, tokenizer)) if family else None)
+        marks=marks)
+
+
+def _marks(family: Family, files: Files) -> Marks:
+    """The family's marks, known to the tokenizer: some checkpoints leave it to their processor to add the token."""
+    marks, backend = family.marks(files), files.tokenizer.backend
+    missing = [text for text in {marks.mark, marks.token} if backend.token_to_id(text) is None]
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in missing])
+    told = files.config.get("image_token_id", files.config.get("image_token_index"))
+    if told not in (None, number := backend.token_to_id(marks.token)):
+        raise ValueError(f"An image's token is {told} in config.json, but {marks.token} is {number} in the tokenizer; "
+                         f"give the folder the tokenizer of its own.")
+    return marks
 
 
 def _kind(config: Mapping[str, Any], *others: Mapping[str, Any]) -> str:

@@ -85,8 +85,7 @@ def load(folder: epath.PathLike) -> HfTokenizer | None:
     model = next((folder / name for name in SENTENCEPIECE if (folder / name).exists()), None)
     if (folder / "tokenizer.json").exists():
         backend = _parsed(folder / "tokenizer.json")
-        if "add_bos_token" in config or "add_eos_token" in config:  # stands above what tokenizer.json adds
-            _add_ends(backend, special, config.get("add_bos_token"), config.get("add_eos_token"))
+        _add_tokens(backend, folder, config, special)
         if config.get("tokenizer_class") == "Siglip2Tokenizer" or model_type == "siglip2":
             _lower(backend)  # it was trained on such text, but its first tokenizer files leave it out
         return HfTokenizer(backend, special, length)
@@ -131,28 +130,33 @@ def _special(config: Mapping[str, Any]) -> dict[str, str]:
 def _complete(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mapping[str, Any],
               special: Mapping[str, str]) -> None:
     """Makes a sentencepiece model what transformers' class makes of it: added tokens, begin and end."""
-    added = read_json(folder / "added_tokens.json")
-    added |= {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
-    for text, number in sorted(added.items(), key=lambda item: item[1]):
-        backend.add_special_tokens([AddedToken(text, normalized=False)])
-        if backend.token_to_id(text) != number:
-            raise ValueError(f"{folder}: '{text}' should have id {number}, which leaves a gap after the "
-                             f"vocabulary; convert the folder to a tokenizer.json.")
-    backend.add_special_tokens([AddedToken(text, normalized=False) for text in special.values()])
+    _add_tokens(backend, folder, config, special)
     ends = config.get("tokenizer_class", "").removesuffix("Fast") in _ENDS_WITHOUT_BEGIN
     if config.get("tokenizer_class") == "SiglipTokenizer":  # trained on texts without capitals and punctuation
         strip = [normalizers.Lowercase(), normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
                  normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
         backend.normalizer = normalizers.Sequence([*strip, backend.normalizer])
-    _add_ends(backend, special, config.get("add_bos_token", not ends), config.get("add_eos_token", ends))
-
-
-def _add_ends(backend: tokenizers.Tokenizer, special: Mapping[str, str], begin: bool | None, end: bool | None) -> None:
-    """Lets a tokenizer put the begin token in front and the end token behind, where it has them."""
-    front = [special["bos_token"]] if begin and "bos_token" in special else []
-    back = [special["eos_token"]] if end and "eos_token" in special else []
+    front = [special["bos_token"]] if config.get("add_bos_token", not ends) and "bos_token" in special else []
+    back = [special["eos_token"]] if config.get("add_eos_token", ends) and "eos_token" in special else []
     known = [(text, backend.token_to_id(text)) for text in {*front, *back}]
     backend.post_processor = processors.TemplateProcessing(single=[*front, "$A", *back], special_tokens=known)
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mapping[str, Any],
+                special: Mapping[str, str]) -> None:
+    """Tokens that stand in the files beside the vocabulary, and then those that only have a name."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    added = {text: (i, {"special": True}) for text, i in read_json(folder / "added_tokens.json").items()}
+    added |= {flags["content"]: (int(i), flags) for i, flags in config.get("added_tokens_decoder", {}).items()}
+    for text, (number, flags) in sorted(added.items(), key=lambda item: item[1][0]):
+        if text in known:
+            continue
+        backend.add_tokens([AddedToken(**{"normalized": False} | flags | {"content": text})])
+        if backend.token_to_id(text) != number:
+            raise ValueError(f"{folder}: '{text}' should have id {number}, which leaves a gap after the "
+                             f"vocabulary; convert the folder to a tokenizer.json.")
+    named = [text for text in dict.fromkeys(special.values()) if text not in known and text not in added]
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in named])
 
 
 def _lower(backend: tokenizers.Tokenizer) -> None:
