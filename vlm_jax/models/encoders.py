@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import flax.linen as nn
 
+from vlm_jax.models.masked_vit import MaskedViT, MaskedViTConfig
 from vlm_jax.models.naflex import NaFlex, NaFlexConfig
 from vlm_jax.models.native_vit import NativeViT, NativeViTConfig
 from vlm_jax.models.vit import ViT, ViTConfig
 
-EncoderConfig = ViTConfig | NaFlexConfig | NativeViTConfig
-ENCODERS = {ViTConfig: ViT, NaFlexConfig: NaFlex, NativeViTConfig: NativeViT}
+EncoderConfig = ViTConfig | MaskedViTConfig | NaFlexConfig | NativeViTConfig
+ENCODERS = {ViTConfig: ViT, MaskedViTConfig: MaskedViT, NaFlexConfig: NaFlex, NativeViTConfig: NativeViT}
 
 
 def encoder(config: EncoderConfig, **kwargs) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
+from vlm_jax.inference.inputs import slots
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.tokens.anyres import NEWLINE, AnyRes, Gather
 
@@ -31,26 +32,23 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], is_image: np.
     """
     images = _images(config.layout, inputs, len(is_image))
     rows = _dealt(images, is_image.sum(axis=1))
-    used = np.array([sum(len(image.tiles) for image in row) for row in rows])
-    slots, each = max(1, used.max()), config.layout.side**2
-    tiles = np.zeros((len(rows), slots, *np.shape(inputs["pixel_values"])[-2:], 3), np.float32)
-    tiles[np.arange(slots) < used[:, None]] = np.concatenate([image.tiles for image in images]).transpose(0, 2, 3, 1)
-    k = images[0].gather.index.shape[1]
+    none = np.zeros((0, *images[0].tiles.shape[1:]), np.float32)
+    tiles = [np.concatenate([none, *(image.tiles for image in row)]).transpose(0, 2, 3, 1) for row in rows]
+    pixels, each, k = slots.dealt(tiles), config.layout.side**2, images[0].gather.index.shape[1]
     index, weight = np.full((*is_image.shape, k), -1), np.zeros((*is_image.shape, k), np.float32)
     for b, row in enumerate(rows):
         first = np.cumsum([0, *(len(image.tiles) for image in row)]) * each
         for image, start, where in zip(row, first, _places(row, is_image[b])):
-            index[b, where] = np.where(image.gather.index == NEWLINE, slots * each, start + image.gather.index)
+            index[b, where] = np.where(image.gather.index == NEWLINE, pixels.shape[1] * each, start + image.gather.index)
             weight[b, where] = image.gather.weight
     fields = {"image_index": index, "image_weight": weight} if k > 1 else {"image_index": index[..., 0]}
-    return {**fields, "image_slots": used}, tiles
+    return {**fields, "image_slots": np.array([len(row) for row in tiles])}, pixels
 
 
 def shown(config: ModelConfig, prompt: Arrays, images: np.ndarray, seen: Arrays) -> Arrays:
     """What the eyes gave for the tiles, empty slots left out, and what the decoder reads of it: `vision`, `projector`,
     `image_features`."""
-    used = (np.arange(images.shape[1]) < prompt["image_slots"][:, None]).ravel()
-    index = prompt["image_index"]
+    used, index = slots.used(prompt["image_slots"], images.shape[1]), prompt["image_index"]
     is_image = (index if index.ndim == 2 else index[..., 0]) >= 0
     return {"vision": seen["vision_states"][used], "projector": seen["projector"][used],
             "image_features": seen["embedded"][is_image]}
@@ -81,7 +79,7 @@ def _images(layout: AnyRes, inputs: Mapping[str, np.ndarray], rows: int) -> list
     if "image_sizes" not in inputs:
         raise ValueError("image_sizes are missing; give [images, 2], height and width of each image before resizing.")
     sizes, pixels = np.asarray(inputs["image_sizes"]), np.asarray(inputs["pixel_values"], np.float32)
-    if sizes.ndim != 2 or sizes.shape[1] != 2 or (sizes < 1).any():
+    if sizes.ndim != 2 or sizes.shape[1] != 2 or not len(sizes) or (sizes < 1).any():
         raise ValueError(f"image_sizes are {sizes.shape}; give [images, 2], height and width in pixels.")
     counts = np.asarray(inputs.get("batch_num_images", np.ones(len(sizes), int)))
     if "batch_num_images" in inputs and (len(counts) != rows or counts.sum() != len(sizes)):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from vlm_jax.inference.inputs import anyres, fixed, native
+from vlm_jax.inference.inputs import anyres, fixed, native, row_columns
 from vlm_jax.models.model import ModelConfig
-from vlm_jax.models.tokens import AnyRes, AspectTiles, Fixed, Native, PanAndScan
+from vlm_jax.models.tokens import AnyRes, AspectTiles, Fixed, Native, PanAndScan, RowColumns
 
 INPUTS: dict[type, ModuleType] = {
-    type(None): fixed, Fixed: fixed, AspectTiles: fixed, PanAndScan: fixed, AnyRes: anyres, Native: native}
+    type(None): fixed, Fixed: fixed, AspectTiles: fixed, PanAndScan: fixed, AnyRes: anyres, Native: native,
+    RowColumns: row_columns}
 
 
 def inputs_of(config: ModelConfig) -> ModuleType:

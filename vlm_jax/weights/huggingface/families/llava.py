@@ -25,7 +25,7 @@ TOWERS = {"clip_vision_model": clip, "siglip_vision_model": siglip}
 # What all these classes fill in where config.json is silent: without a vision_config LLaVA means CLIP L/14@336.
 DEFAULTS = dict(
     projector_hidden_act="gelu", vision_feature_select_strategy="default", vision_feature_layer=-2,
-    multimodal_projector_bias=True, tie_word_embeddings=False, text_config={}, vision_config=dict(
+    multimodal_projector_bias=True, tie_word_embeddings=False, image_token_index=32000, text_config={}, vision_config=dict(
         intermediate_size=4096, hidden_size=1024, patch_size=14, image_size=336, num_hidden_layers=24,
         num_attention_heads=16))
 SELECT = {"default": 1, "full": 0}  # the first token whose features are used; transformers drops one whatever it is
@@ -53,14 +53,9 @@ class Llava:
         return hf | {"tie_word_embeddings": tied}
 
     def text(self, hf: HfConfig) -> HfConfig:
-        part = self.fill(hf)["text_config"]
-        return self._language(part).fill(part)
-
-    def _language(self, text: HfConfig) -> decoder.Language:
-        kind = text.get("model_type", self.language)
-        if kind not in LANGUAGES:
-            raise ValueError(f"text_config.model_type is '{kind}'; known language models are {', '.join(LANGUAGES)}.")
-        return LANGUAGES[kind]
+        hf = self.fill(hf)
+        part = language(hf["text_config"], self.language).fill(hf["text_config"])
+        return part | {"image_token_index": hf["image_token_index"]}
 
     def config(self, hf: HfConfig) -> ModelConfig:
         """The sizes in config.json; raises ValueError for options that we cannot honour."""
@@ -68,7 +63,7 @@ class Llava:
         vision = self._vision(hf)
         text = hf["text_config"] | {"tie_word_embeddings": hf["tie_word_embeddings"]}
         connector = ConnectorConfig("mlp", activation(hf["projector_hidden_act"]), hf["multimodal_projector_bias"])
-        return ModelConfig(vision=vision, connector=connector, decoder=self._language(text).config(text),
+        return ModelConfig(vision=vision, connector=connector, decoder=language(text, self.language).config(text),
                            layout=self.layout(hf, vision))
 
     def _vision(self, hf: HfConfig) -> ViTConfig:
@@ -117,6 +112,14 @@ def tower(vision: ViTConfig) -> Any:
     if kind not in kinds:
         raise ValueError("transformers has no class for eyes with pool '{}', pre_norm {} and patch_bias {}.".format(*kind))
     return kinds[kind]
+
+
+def language(text: HfConfig, default: str = "llama") -> decoder.Language:
+    """The language model of a text_config, `default` where it names none; raises ValueError for one unknown."""
+    kind = text.get("model_type", default)
+    if kind not in LANGUAGES:
+        raise ValueError(f"text_config.model_type is '{kind}'; known language models are {', '.join(LANGUAGES)}.")
+    return LANGUAGES[kind]
 
 
 def language_hf_config(config: DecoderConfig) -> HfConfig:

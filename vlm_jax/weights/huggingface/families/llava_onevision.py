@@ -13,6 +13,7 @@ from vlm_jax.weights.huggingface.family import HfConfig
 SIDES = range(384, 2304 + 1, 384)
 DEFAULTS = dict(
     vision_feature_select_strategy="full", vision_feature_layer=-1, vision_aspect_ratio="anyres_max_9",
+    image_token_index=151646,
     image_grid_pinpoints=[[height, width] for height in SIDES for width in SIDES], vision_config=dict(
         model_type="siglip_vision_model", hidden_size=1152, intermediate_size=4304, patch_size=14, image_size=384,
         num_hidden_layers=26, num_attention_heads=16, vision_use_head=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlm_jax.weights.huggingface.families import (
-    blip2, clip, dinov2, gemma, gemma2, gemma3, gemma3_text, internvl, llama, llava, llava_next,
+    blip2, clip, dinov2, gemma, gemma2, gemma3, gemma3_text, idefics3, internvl, llama, llava, llava_next,
     llava_onevision, mistral, opt, paligemma, qwen2, qwen2_5_vl, qwen2_vl, qwen3, siglip, siglip2, vit)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
@@ -17,6 +17,8 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (
     gemma2.FAMILY,
     gemma3.FAMILY,
     gemma3_text.FAMILY,
+    idefics3.FAMILY,
+    idefics3.SMOLVLM,
     internvl.FAMILY,
     llama.FAMILY,
     llava.FAMILY,
