@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Mapping
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy as np
 from vlm_jax.inference.inputs import slots
 from vlm_jax.inference.inputs.fixed import running_index
 from vlm_jax.models.model import ModelConfig
-from vlm_jax.models.tokens import tokens_per_tile
 
 NAMES = ("pixel_values", "pixel_attention_mask")
 Arrays = dict[str, np.ndarray]
@@ -27,11 +27,12 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], is_image: np.
     mask = np.asarray(inputs.get("pixel_attention_mask", np.ones(pixels[:, :, 0].shape))) != 0
     if mask.shape != pixels[:, :, 0].shape:
         raise ValueError(f"pixel_attention_mask is {mask.shape}; pixel_values ask for {pixels[:, :, 0].shape}.")
-    real, each = pixels.any(axis=(2, 3, 4)), tokens_per_tile(config)
+    patch, factor = config.vision.patch_size, config.connector.factor
+    real, each = pixels.any(axis=(2, 3, 4)), math.prod(side // patch // factor for side in pixels.shape[3:])
     for b, (tokens, tiles) in enumerate(zip(is_image.sum(axis=1), real.sum(axis=1))):
         if tokens != tiles * each:
             raise ValueError(f"Row {b} has {tokens} image tokens; its {tiles} tiles take {each} each.")
-    pixels, mask = pixels.transpose(0, 1, 3, 4, 2), _patches(mask, config.vision.patch_size)
+    pixels, mask = pixels.transpose(0, 1, 3, 4, 2), _patches(mask, patch)
     images = {"pixels": slots.dealt([row[kept] for row, kept in zip(pixels, real)]),
               "mask": slots.dealt([row[kept] for row, kept in zip(mask, real)])}
     return {"image_index": running_index(is_image), "image_slots": real.sum(axis=1)}, images
