@@ -277,8 +277,17 @@ def test_the_clock_counts_examples_and_the_share_of_waiting(monkeypatch):
     #           made  first batch  second   lap  third    lap
     now = iter([0.0,  0.0, 1.0,    4.0, 5.0, 8.0, 8.0, 8.5, 10.0])
     monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
-    data, clock = iter("abc"), Clock(batch=16)
-    assert (clock.next(data), clock.next(data)) == ("a", "b")
+    data, clock = iter([["a"], ["b"], ["c"]]), Clock(batch=16)
+    assert (clock.next(data), clock.next(data)) == (["a"], ["b"])
     assert clock.lap() == {"examples_per_s": 4.0, "step_s": 4.0, "data_wait": 0.25}
-    assert clock.next(data) == "c"
+    assert clock.next(data) == ["c"]
     assert clock.lap() == {"examples_per_s": 8.0, "step_s": 2.0, "data_wait": 0.25}
+
+
+def test_the_clock_tells_how_full_the_rows_were():
+    rows = [{"segment_ids": np.array([[0, 0, 1, -1], [0, -1, -1, -1]])}, {"segment_ids": np.array([[0, 1, 1, 2]] * 2)}]
+    clock, data = Clock(batch=2), iter(rows + rows[:1])
+    clock.next(data), clock.next(data)
+    assert clock.lap()["utilisation"] == 12 / 16
+    clock.next(data)
+    assert clock.lap()["utilisation"] == 4 / 8

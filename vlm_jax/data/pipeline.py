@@ -13,6 +13,7 @@ from absl import flags
 
 from vlm_jax.data.images import Augmentation
 from vlm_jax.data.mixture import MixtureConfig, OpenPart, open_parts, order
+from vlm_jax.data.packing import PackedRows, RowsByLength, Seats
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.reading import Readable, Reader
 from vlm_jax.data.records import Record, Source
@@ -33,16 +34,27 @@ class PairsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig:
-    """Conversations as rows of tokens. `image_slots` 0 is text alone; `loss` is "answers" or "all" (every token)."""
+    """Conversations as rows of tokens. `image_slots` 0 is text alone; `loss` is "answers" or "all" (every token).
+
+    `arrange`: "single", one example in a row of `length`; "packed", as many as fit, with all their images in the slots;
+    "by_length", one in a row, but rows of like length in a batch, which is only as long as it must be. Packed rows are
+    planned `block` at a time, batches by length `block` rows at a time: the more, the fuller and the slower to begin.
+    """
 
     kind: ClassVar[str] = "rows"
     length: int
     image_slots: int = 1
     loss: str = "answers"
+    arrange: str = "single"
+    block: int = 256
 
     def __post_init__(self):
         if self.loss not in ("answers", "all"):
             raise ValueError(f"loss '{self.loss}' is unknown; choose 'answers' or 'all'.")
+        if self.arrange not in ("single", "packed", "by_length"):
+            raise ValueError(f"arrange '{self.arrange}' is unknown; choose 'single', 'packed' or 'by_length'.")
+        if self.block < 1:
+            raise ValueError(f"block is {self.block}; it must be 1 or more.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +111,19 @@ def stage_seed(seed: int, stage: str) -> int:
 
 
 def traced(config: DataConfig, processor: Processor, seed: int, rows: Sequence[int] | None = None) -> grain.MapDataset:
-    """`dataset`, with the place [part, index] that each example was read from under `origin`, int64 [batch, 2]."""
+    """`dataset`, with the places [part, index] that each row was read from under `origin`, int64 [batch, 2] or, packed,
+    [batch, examples, 2] with -1 behind the last."""
     parts = config.open()
     make = functools.partial(example, processor=processor, config=config.format)
     reader = Reader(parts, lambda record, rng: make(record, rng=rng), seed, config.bad_share)
-    examples = order(parts, seed).random_map(reader)
+    places = order(parts, seed)
+    arrange = getattr(config.format, "arrange", "single")
+    if arrange == "packed":
+        examples = PackedRows(places, Seats(reader, processor, config.format), seed)
+    elif arrange == "by_length":
+        examples = RowsByLength(places, Seats(reader, processor, config.format), seed, config.batch)
+    else:
+        examples = places.random_map(reader)
     rows = range(config.batch) if rows is None else rows
     return HostRows(examples, config.batch, rows).batch(len(rows))
 

@@ -82,6 +82,23 @@ class Processor:
 
         `slots` 0 makes a text-only row: the marks are taken out. `loss` "all" teaches every token but the first.
         """
+        return self.placed(self.fitting(record, length, slots, loss), record, length, slots)
+
+    def placed(self, fitting: Sequence[Tokens], record: Record, length: int, slots: int) -> dict[str, np.ndarray]:
+        """The row of what `fitting` found, with the record's images."""
+        row = build_row(fitting, length)
+        if slots:
+            row["images"] = self.blank(slots)
+            if record.images:
+                row["images"][: len(record.images)] = self.images(record.images)
+        return row
+
+    def blank(self, slots: int) -> np.ndarray:
+        """Image slots without images [slots, size, size, 3] float32."""
+        return np.zeros((slots, *self.config.image.size, 3), np.float32)
+
+    def fitting(self, record: Record, length: int, slots: int, loss: str = "answers") -> list[Tokens]:
+        """The record's conversations as far as they fit into a row (see `fit`). Opens no image."""
         name = record.name
         if not record.conversations:
             raise ValueError(f"{name}: it has no conversation; give its source a prompt or a conversation to learn.")
@@ -93,13 +110,8 @@ class Processor:
         if sum(map(len, kept)) < sum(map(len, tokens)) and length not in self._warned:
             self._warned.add(length)  # once: a warning that names its record would else come with each of them
             warnings.warn(f"Some conversations do not fit into rows of {length} tokens and are cut or left out "
-                          f"(first: {name}); raise the stage's data.format.length.", stacklevel=2)
-        row = build_row(kept, length)
-        if slots:
-            row["images"] = np.zeros((slots, *self.config.image.size, 3), np.float32)
-            if record.images:
-                row["images"][: len(record.images)] = self.images(record.images)
-        return row
+                          f"(first: {name}); raise the stage's data.format.length.", stacklevel=3)
+        return kept
 
     def _checked(self, conversation: Conversation, record: Record, slots: int, name: str) -> Conversation:
         if slots == 0:

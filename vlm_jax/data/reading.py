@@ -32,20 +32,29 @@ class Reader:
         """Raises ValueError or OSError, naming the record, once more are bad than may be."""
         return self.first_good(place, lambda record: self.make(record, rng))
 
-    def first_good(self, place: Place, make: Callable[[Record], dict[str, Any]], tries: int = TRIES) -> dict[str, Any]:
-        """The example of the place, or of its first substitute that can be read."""
-        last = None
-        for attempt in range(tries):
+    def first_good(self, place: Place, make: Callable[[Record], dict[str, Any] | None],
+                   count: bool = True) -> dict[str, Any] | None:
+        """What `make` makes of the record of the place, or of its first substitute that can be read.
+
+        Where `make` returns None the next substitute is tried as well, and None is returned when there are no more. With
+        `count` False nothing is tallied: the place will be read once more.
+        """
+        last, refused = None, False
+        for attempt in range(TRIES):
             part, index = self.substitute(place, attempt)
             try:
                 made = make(self.parts[part].source[index])
             except (ValueError, OSError) as error:
-                self.tally.bad(part, index, error)
+                self.tally.bad(part, index, error, count)
                 last = error
-            else:
-                self.tally.good(part)
+                continue
+            if made is not None:
+                self.tally.good(part, count)
                 return {**made, "origin": np.array([part, index], np.int64)}
-        raise ValueError(f"{tries} substitutes in a row for record {place[1]} of '{self.parts[place[0]].name}' cannot be "
+            refused = True
+        if refused:
+            return None
+        raise ValueError(f"{TRIES} substitutes in a row for record {place[1]} of '{self.parts[place[0]].name}' cannot be "
                          f"read; check the source") from last
 
     def substitute(self, place: Place, attempt: int) -> Place:
@@ -83,13 +92,15 @@ class Tally:
     def __reduce__(self):
         return Tally, (self.share, self.sizes)
 
-    def good(self, part: int) -> None:
+    def good(self, part: int, count: bool = True) -> None:
         with self._lock:
-            self.read[part] += 1
+            self.read[part] += count
 
-    def bad(self, part: int, index: int, error: ValueError | OSError) -> None:
+    def bad(self, part: int, index: int, error: ValueError | OSError, count: bool = True) -> None:
         if not self.share:
             raise type(error)(str(error)) from error
+        if not count:
+            return
         with self._lock:
             self.read[part] += 1
             self.faults[part] += 1

@@ -40,6 +40,12 @@ def shared_prefix(conversations: Sequence[Tokens]) -> int:
     return max(limit, 0)
 
 
+def width(conversations: Sequence[Tokens]) -> int:
+    """Tokens that the row of these conversations takes."""
+    prefix = shared_prefix(conversations)
+    return prefix + sum(len(conversation) - prefix for conversation in conversations)
+
+
 def fit(conversations: Sequence[Tokens], length: int, name: str) -> list[Tokens]:
     """The conversations that fit into a row, in order; the first is cut short where even that one does not.
 
@@ -80,8 +86,31 @@ def build_row(conversations: Sequence[Tokens], length: int) -> dict[str, np.ndar
         row["segment_ids"][at:end], row["subsegment_ids"][at:end] = 0, branch
         return end
 
-    end = place(conversations[0][:prefix], 0, 0, 0)
+    end = place(conversations[0][:prefix], 0, 0, 0) if prefix else 0
     for i, conversation in enumerate(conversations):
         branch = i + 1 if len(conversations) > 1 else 0
         end = place(conversation[prefix:], end, prefix, branch)
     return row
+
+
+def join(rows: Sequence[dict[str, np.ndarray]], length: int, slots: np.ndarray | None, visual: int) -> dict[str, np.ndarray]:
+    """Several rows as one of `length` tokens: segment i is row i, with positions of its own, and after it comes the
+    next. Raises where they do not fit.
+
+    `slots` [s, h, w, 3] takes the rows' images [n, h, w, 3] one after the other, each with `visual` tokens; None where
+    rows have none.
+    """
+    joined = build_row([], length)
+    at = slot = 0
+    for segment, row in enumerate(rows):
+        end, images = at + len(row["tokens"]), row.get("images", ())
+        if end > length or slot + len(images) > (0 if slots is None else len(slots)):
+            raise ValueError(f"A row of {length} tokens has no room for {end}, or for {slot + len(images)} images.")
+        for name in ("tokens", "targets", "positions", "subsegment_ids", "loss_weights"):
+            joined[name][at:end] = row[name]
+        joined["segment_ids"][at:end] = np.where(row["segment_ids"] >= 0, segment, -1)
+        joined["image_index"][at:end] = np.where(row["image_index"] >= 0, row["image_index"] + slot * visual, -1)
+        if len(images):
+            slots[slot : slot + len(images)] = images
+        at, slot = end, slot + len(images)
+    return joined if slots is None else joined | {"images": slots}

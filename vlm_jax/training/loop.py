@@ -129,10 +129,11 @@ def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: i
 
 
 class Clock:
-    """Time between log lines: examples per second and the share of it spent waiting for data."""
+    """Time between log lines: rows per second, the share of it spent waiting for data, and how full the rows were."""
 
     def __init__(self, batch: int):
-        self.batch, self.waited, self.steps, self.since = batch, 0.0, 0, time.monotonic()
+        self.batch, self.since = batch, time.monotonic()
+        self.waited, self.steps, self.tokens, self.slots = 0.0, 0, 0, 0
 
     def next(self, data: Iterator[Batch]) -> Batch:
         """The next batch, and the time it took to come."""
@@ -140,6 +141,9 @@ class Clock:
         batch = next(data)
         self.waited += time.monotonic() - start
         self.steps += 1
+        if "segment_ids" in batch:
+            self.tokens += int((batch["segment_ids"] >= 0).sum())
+            self.slots += batch["segment_ids"].size
         return batch
 
     def lap(self) -> dict[str, float]:
@@ -148,7 +152,10 @@ class Clock:
         seconds = max(now - self.since, 1e-9)
         figures = {"examples_per_s": self.batch * self.steps / seconds, "step_s": seconds / max(self.steps, 1),
                    "data_wait": self.waited / seconds}
-        self.since, self.waited, self.steps = now, 0.0, 0
+        if self.slots:
+            figures["utilisation"] = self.tokens / self.slots  # real tokens of this host's rows, of all they could hold
+        self.since = now
+        self.waited, self.steps, self.tokens, self.slots = 0.0, 0, 0, 0
         return figures
 
 
