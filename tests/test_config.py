@@ -156,7 +156,7 @@ def test_eyes_without_a_kind_are_a_vit():
     config = configs.build(ModelConfig, values["model"] | {"text": None, "contrast": None, "vision": native}, "model")
     assert isinstance(configs.resolve(values).model.vision, ViTConfig) and "kind" not in values["model"]["vision"]
     assert isinstance(config.vision, NativeViTConfig) and configs.plain(config)["vision"]["kind"] == "native"
-    with pytest.raises(ValueError, match="vision.kind is 'nativ'; choose one of naflex, native, or give none"):
+    with pytest.raises(ValueError, match="vision.kind is 'nativ'; choose one of .*native, or give none"):
         configs.build(ModelConfig, values["model"] | {"vision": native | {"kind": "nativ"}}, "model")
 
 
