@@ -1,12 +1,13 @@
-"""Encoders alone behind forward: what comes out under which name, and what is refused. Values: tests/weights/test_parity.py."""
+"""Encoders alone behind forward: what comes out, and what is refused; values are in tests/weights/test_parity.py."""
 
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 import vlm_jax
-from vlm_jax.inference import encoders
+from vlm_jax.inference import encoders, peer
 from vlm_jax.models.naflex import NaFlexConfig
 from vlm_jax.models.transformer import TransformerConfig
 from vlm_jax.models.vit import ViT
@@ -59,6 +60,16 @@ def test_rows_of_patches_without_a_mask_are_all_real():
     without = {name: value for name, value in ROWS.items() if name != "pixel_attention_mask"}
     assert encoders.images(NAFLEX, ROWS)["mask"].tolist() == ROWS["pixel_attention_mask"].tolist()
     assert encoders.images(NAFLEX, without)["mask"].all()
+
+
+@pytest.mark.parametrize("name", ["dinov2", "siglip2_vision"])
+def test_noise_is_what_the_encoder_takes(name):
+    """Of the native size; `convert verify` compares on it where a folder has no image processor."""
+    pt = vlm_jax.load_pretrained(FIXTURES / name)
+    inputs = peer.questions(pt.config, pt.processor)
+    assert set(inputs) == set(encoders.names(pt.config.vision)) and inputs["pixel_values"].std() > 0.9
+    native, rows = jax.tree.map(np.shape, (pt.config.vision.blank(2), encoders.images(pt.config.vision, inputs)))
+    assert native == rows
 
 
 @pytest.mark.parametrize("change, message", [

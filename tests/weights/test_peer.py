@@ -23,7 +23,7 @@ def test_an_export_gives_the_original_s_logits_in_transformers(published, tmp_pa
         np.testing.assert_array_equal(out[name], wanted[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3", "dinov2", "siglip2_vision"])
 def test_verify_agrees_on_weights_alone(fixtures, name):
     assert convert.verify_folder(str(fixtures / name), as_json=False)
 

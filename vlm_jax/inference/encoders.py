@@ -49,6 +49,15 @@ def images(config: EncoderConfig, inputs: Mapping[str, Any]) -> Any:
     return {"patches": pixels, "shapes": jnp.asarray(shapes), "mask": mask}
 
 
+def noise(config: EncoderConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Two images of nothing under Hugging Face's names, of the size that position embeddings were made for."""
+    if isinstance(config, NaFlexConfig):
+        n, width = config.num_patches, config.patch_size**2 * 3
+        return {"pixel_values": rng.normal(size=(2, n, width)).astype(np.float32),
+                "pixel_attention_mask": np.ones((2, n), np.int64), "spatial_shapes": np.full((2, 2), config.side)}
+    return {"pixel_values": rng.normal(size=(2, 3, config.image_size, config.image_size)).astype(np.float32)}
+
+
 def outputs(config: EncoderConfig, params: Params, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every output of an encoder, float32, of the inputs that `images` takes.
 

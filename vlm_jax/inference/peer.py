@@ -13,11 +13,13 @@ from etils import epath
 from PIL import Image
 
 from vlm_jax.data.huggingface.processor import HfProcessor
+from vlm_jax.inference import encoders
 from vlm_jax.models.model import ModelConfig
 
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # float32 on the CPU: what another order of summation costs, with some room
 NEW_TOKENS = 8
 SAME = {"image_features": "image_hidden_states"}  # our name -> theirs, where they differ
+MASKED = {"logits": "attention_mask", "hidden_states": "attention_mask", "last_hidden_state": "pixel_attention_mask"}
 Arrays = dict[str, np.ndarray]
 
 
@@ -48,9 +50,9 @@ class Peer:
             out = self._model(**self._tensors(inputs), output_hidden_states=True)
         arrays = {name: _array(value) for name, value in out.items()}
         arrays = {name: value for name, value in arrays.items() if value is not None}
-        mask = inputs.get("attention_mask")
-        for name in {"logits", "hidden_states"} & set(arrays) if mask is not None else ():
-            arrays[name] = arrays[name] * (np.asarray(mask)[..., None] > 0)
+        for name, mask in MASKED.items():
+            if name in arrays and inputs.get(mask) is not None:
+                arrays[name] = arrays[name] * (np.asarray(inputs[mask])[..., None] > 0)
         return arrays
 
     def generate(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -88,7 +90,8 @@ def compared(ours: Arrays, theirs: Arrays) -> Iterator[tuple[str, float, bool]]:
 
 
 def questions(config: ModelConfig, processor: HfProcessor | None) -> Arrays:
-    """Inputs that reach every part of a model: two rows of uneven length, two images of different shape.
+    """Inputs that reach every part of a model: two rows of uneven length, two images of different shape. An encoder
+    alone, without a processor, gets noise of the size it was made for.
 
     Raises ValueError for a model of images and text whose folder holds no processor: only that knows how they are joined.
     """
@@ -97,6 +100,9 @@ def questions(config: ModelConfig, processor: HfProcessor | None) -> Arrays:
         ids = rng.integers(3, config.decoder.vocab_size, (2, 12))
         mask = np.arange(12) >= np.array([[0], [5]])
         return {"input_ids": np.where(mask, ids, 0), "attention_mask": mask.astype(np.int64)}
+    alone = config.decoder is None and config.text is None
+    if alone and (processor is None or processor.image_processor is None):
+        return encoders.noise(config.vision, rng)
     if processor is None or processor.image_processor is None:
         raise ValueError("Only a processor knows how this model's images are prepared; copy its preprocessor_config.json, "
                          "and where it reads text its tokenizer, next to config.json.")
