@@ -1,12 +1,14 @@
 """python -m vlm_jax.convert import HF_DIR OUT
 python -m vlm_jax.convert export DIR HF_OUT
 python -m vlm_jax.convert verify HF_DIR
+python -m vlm_jax.convert minigpt4 BLIP2_DIR LLAMA_DIR PROJECTION HF_OUT
 
 import makes a folder of ours of one in Hugging Face layout: the parameters as a checkpoint in our tree, to start a
 stage from (init_from) or to load, and in huggingface/ all that stood beside the weights. export writes any folder that
 load_pretrained opens in Hugging Face layout. Both keep the dtype of every parameter. verify gives the same inputs to
 our model and to transformers (the extra `peer`) and prints the largest difference of every output; it exits with 1 where
-one is above 1e-4 + 1e-5 |theirs| or a greedy token differs.
+one is above 1e-4 + 1e-5 |theirs| or a greedy token differs. minigpt4 puts MiniGPT-4 together from where it is published:
+the eyes and Q-Former of BLIP-2, a Llama or Vicuna, and the released projection (llama_proj.*) as safetensors.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from vlm_jax import cli
 from vlm_jax.inference import peer
 from vlm_jax.pretrained import IMPORTED, load_pretrained, save_pretrained
 from vlm_jax.weights.checkpoints import Checkpoints
-from vlm_jax.weights.huggingface import folder
+from vlm_jax.weights.huggingface import folder, minigpt4
 
 
 def main() -> None:
@@ -31,7 +33,10 @@ def main() -> None:
     out = epath.Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty; give a new folder.")
-    (import_folder if args.verb == "import" else export_folder)(args.folder, out)
+    if args.verb == "minigpt4":
+        minigpt4.save(out, *minigpt4.compose(args.eyes, args.language, args.projection), args.eyes, args.language)
+    else:
+        (import_folder if args.verb == "import" else export_folder)(args.folder, out)
     print(out)
 
 
@@ -47,6 +52,9 @@ def arguments() -> argparse.Namespace:
     verify = verbs.add_parser("verify", allow_abbrev=False)
     verify.add_argument("folder", metavar="HF_DIR")
     verify.add_argument("--json", action="store_true", help="one JSON object on the last line of output")
+    one = verbs.add_parser("minigpt4", allow_abbrev=False)
+    for name, metavar in (("eyes", "BLIP2_DIR"), ("language", "LLAMA_DIR"), ("projection", "PROJECTION"), ("out", "HF_OUT")):
+        one.add_argument(name, metavar=metavar)
     return parser.parse_args()
 
 

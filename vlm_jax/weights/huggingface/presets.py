@@ -30,6 +30,9 @@ _GEMMAS_EYES = _SO400M | {"model_type": "siglip_vision_model", "patch_size": 14,
 _VICUNA_7B = _sizes(4096, 11008, 32, 32, model_type="llama", vocab_size=32064, max_position_embeddings=4096,
                     rms_norm_eps=1e-5)
 _VICUNA_13B = _VICUNA_7B | _sizes(5120, 13824, 40, 40)
+_OPT_2_7B = dict(model_type="opt", hidden_size=2560, ffn_dim=10240, num_hidden_layers=32, num_attention_heads=32,
+                 vocab_size=50304)
+_QWEN_7B = _sizes(3584, 18944, 28, 28, 4, rms_norm_eps=1e-6)
 _DINOV2_L = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 518,
              "patch_size": 14}
 _ROPE_LOCAL = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
@@ -63,6 +66,10 @@ PRESETS: dict[str, tuple[str, HfConfig]] = {  # name: class of transformers, con
         "vision_config": _GEMMAS_EYES | {"image_size": 896},
         "text_config": _sizes(2560, 10240, 34, 8, 4, head_dim=256, vocab_size=262208, sliding_window=1024,
                               model_type="gemma3_text", **_ROPE_LOCAL)}),
+    "blip2-opt-2.7b": ("Blip2ForConditionalGeneration", {"text_config": _OPT_2_7B}),
+    "minigpt-4-7b": ("Blip2ForConditionalGeneration", {"text_config": _VICUNA_7B | {"vocab_size": 32000}}),
+    "qwen2-vl-7b": ("Qwen2VLForConditionalGeneration", _QWEN_7B | {"vision_config": {}}),
+    "qwen2.5-vl-7b": ("Qwen2_5_VLForConditionalGeneration", _QWEN_7B | {"vision_config": {"hidden_size": 1280}}),
     "llava-1.5-7b": ("LlavaForConditionalGeneration", {"text_config": _VICUNA_7B}),
     "llava-1.5-13b": ("LlavaForConditionalGeneration", {"text_config": _VICUNA_13B}),
     "paligemma-3b-224": ("PaliGemmaForConditionalGeneration", {

@@ -45,7 +45,7 @@ class Entry:
 class Reader:
     """Tensors by name; each is read from disk when it is asked for, and nothing is kept.
 
-    `rename` gives the name a tensor of the files is known by, or None to pass it over.
+    `folder` may also be one file. `rename` gives the name a tensor of the files is known by, or None to pass it over.
     """
 
     def __init__(self, folder: epath.PathLike, rename: Callable[[str], str | None] = lambda name: name):
@@ -124,6 +124,15 @@ def _entries(file: epath.Path) -> list[Entry]:
 
 
 def _files(folder: epath.Path) -> list[epath.Path]:
+    if folder.suffix == ".safetensors" and not folder.is_dir():
+        if not folder.exists():
+            raise FileNotFoundError(f"There is no file {folder}.")
+        return [folder]
+    if folder.suffix in PICKLES:
+        raise ValueError(
+            f"{folder} is pickled, which can run code when opened; convert it once: python -c \"import torch; from "
+            f"safetensors.torch import save_file; w = torch.load('{folder}', weights_only=True); "
+            f"save_file(w.get('model', w), '{folder.with_suffix('.safetensors')}')\"")
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX)
         names = index.get("weight_map") if isinstance(index, dict) else None

@@ -57,8 +57,9 @@ def vision_config(hf: HfConfig) -> ViTConfig:
         drop_remainder=hf["image_size"] % hf["patch_size"] > 0)
 
 
-def qformer_config(hf: HfConfig, queries: int) -> QFormerConfig:
-    hf = QFORMER | hf
+def qformer_config(hf: HfConfig) -> QFormerConfig:
+    """Of the whole config.json: the queries are counted at its top."""
+    queries, hf = hf.get("num_query_tokens", QUERIES), QFORMER | _part(hf, "qformer_config")
     if hf["use_qformer_text_input"]:
         raise ValueError("config.json asks for a Q-Former that also reads text (use_qformer_text_input), which is not "
                          "supported.")
@@ -72,10 +73,9 @@ def config(hf: HfConfig) -> ModelConfig:
     """The sizes in a Blip2Config; raises ValueError for options that we cannot honour (T5 first of all)."""
     part = _part(hf, "text_config")
     language = opt.text_config if _is_opt(part) else LLAMAS[part["model_type"]].config
-    queries = qformer_config(_part(hf, "qformer_config"), hf.get("num_query_tokens", QUERIES))
     return ModelConfig(
         vision=vision_config(_part(hf, "vision_config")), decoder=language(part),
-        connector=ConnectorConfig("qformer", qformer=queries))
+        connector=ConnectorConfig("qformer", qformer=qformer_config(hf)))
 
 
 def hf_config(config: ModelConfig) -> HfConfig:
