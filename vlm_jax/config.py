@@ -19,7 +19,9 @@ from typing import Any, Mapping, Sequence
 
 from vlm_jax.data.processor import ProcessorConfig
 from vlm_jax.data.registry import SourceConfig
+from vlm_jax.models.execution import Execution
 from vlm_jax.models.model import ModelConfig
+from vlm_jax.training.hardware import preset
 from vlm_jax.training.loop import LoopConfig, StageConfig
 from vlm_jax.training.mesh import MeshConfig
 
@@ -39,14 +41,20 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `run` names the stages in order; `notes` are shown in the report."""
+    """A whole run. `run` names the stages in order; `notes` are shown in the report.
+
+    `hardware` names a machine (`training/hardware.py`) whose mesh and execution are taken; empty leaves both to the
+    config. A mesh or execution that stands beside a name and is not the machine's own is an error.
+    """
 
     model: ModelConfig
     processor: ProcessorConfig
     stages: Mapping[str, StageConfig]
     run: tuple[str, ...]
     seed: int = 0
+    hardware: str = ""
     mesh: MeshConfig = MeshConfig()
+    execution: Execution = Execution()
     loop: LoopConfig = LoopConfig()
     evals: EvalConfig = EvalConfig()
     notes: tuple[str, ...] = ()
@@ -58,6 +66,13 @@ class RunConfig:
             if name not in self.stages:
                 raise ValueError(f"config.run names the stage '{name}', config.stages has only "
                                  f"{', '.join(self.stages)}{nearest(name, self.stages)}")
+        if self.hardware:
+            machine = preset(self.hardware)
+            for key in ("mesh", "execution"):
+                if getattr(self, key) not in (type(self).__dataclass_fields__[key].default, getattr(machine, key)):
+                    raise ValueError(f"config.{key} is not that of config.hardware '{self.hardware}'; leave one of them "
+                                     f"out.")
+                object.__setattr__(self, key, getattr(machine, key))
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

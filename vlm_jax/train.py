@@ -23,6 +23,7 @@ from vlm_jax.data.pipeline import texts
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.registry import open_source
 from vlm_jax.data.templates import template
+from vlm_jax.models.execution import executing
 from vlm_jax.models.model import abstract_params, init_params
 from vlm_jax.evaluate import check_task, evaluate
 from vlm_jax.objectives.registry import make_objective
@@ -62,7 +63,7 @@ def train(values: dict[str, Any], workdir: epath.Path) -> None:
             print(f"{workdir} is finished; nothing to do.", file=sys.stderr)
             return
         mesh = make_mesh(config.mesh)
-        with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
+        with jax.set_mesh(mesh), executing(config.execution), Checkpoints(workdir) as checkpoints:
             params = run_stages(config, workdir, mesh, checkpoints)
         finish(config, workdir, params)
 

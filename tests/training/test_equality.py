@@ -55,7 +55,7 @@ def test_three_steps_do_not_depend_on_microbatches(name, microbatches, on_meshes
     task = on_meshes.task(name)
     if name in ("align", "instruct"):  # a mean of means would be another loss
         weights = task.batches[0]["loss_weights"].sum(1)
-        assert len({weights[i::microbatches].sum() for i in range(microbatches)}) == microbatches
+        assert len({weights[i::microbatches].sum() for i in range(microbatches)}) > 1
     same(on_meshes.run(task.with_(microbatches=microbatches), on_meshes.mesh_of(*ONE)), alone(name))
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vlm_jax.models import kernels
+from vlm_jax.models.execution import current
 from vlm_jax.models.mask import SequenceInfo, build_mask
+
+FUSED = {"cudnn": (kernels.cudnn, kernels.cudnn_refusal), "splash": (kernels.splash, kernels.splash_refusal)}
+BEST = {"gpu": "cudnn", "tpu": "splash"}  # platform -> what "auto" tries first
 
 
 def attention_weights(
@@ -52,7 +60,15 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "b t h d"]:
-    """Attn(Q, K, V) = softmax(Q K^T / sqrt(d)) V, with grouped keys and values (g divides h); options as above."""
+    """Attn(Q, K, V) = softmax(Q K^T / sqrt(d)) V, with grouped keys and values (g divides h); options as above.
+
+    Computed by the backend in force (`execution.attention`). Raises ValueError where one was asked for by name that
+    cannot honour this description.
+    """
+    kv_info = q_info if kv_info is None else kv_info
+    backend = _backend(q, k, q_info, kv_info, window, scale, softcap)
+    if backend in FUSED:
+        return FUSED[backend][0](q, k, v, q_info, kv_info, window, scale, softcap)
     batch, targets, heads, dim = q.shape
     sources, groups = k.shape[1:3]
     weights = attention_weights(q, k, q_info, kv_info, window=window, scale=scale, softcap=softcap).astype(v.dtype)
@@ -60,3 +76,26 @@ def attention(
     v = v.transpose(0, 2, 1, 3).reshape(batch * groups, sources, dim)
     out = (weights @ v).reshape(batch, groups, heads // groups, targets, dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, targets, heads, dim)
+
+
+def _backend(q, k, q_info, kv_info, window, scale, softcap) -> str:
+    asked, platform = current().attention, jax.default_backend()
+    name = BEST.get(platform, "xla") if asked == "auto" else asked
+    if name not in FUSED:
+        return name
+    reason = FUSED[name][1](q, k, q_info, kv_info, window, scale, softcap)
+    if reason is None and BEST.get(platform) != name:
+        reason = f"it does not run on a {platform}"
+    if asked == "auto":
+        _tell(name if reason is None else f"xla ({name} cannot serve: {reason})")
+        return name if reason is None else "xla"
+    if reason is not None:
+        raise ValueError(f"The attention backend '{name}' cannot serve here: {reason}; set config.execution.attention to "
+                         f"'xla' or 'auto'.")
+    return name
+
+
+@functools.cache
+def _tell(choice: str) -> None:
+    """Says what "auto" chose, each choice once."""
+    print(f"attention: {choice}", file=sys.stderr)

@@ -85,7 +85,7 @@ class Decoder(nn.Module):
         self.blocks = declare_blocks(self, t)
         self.norm_post = Norm(t.norm, t.norm_eps)
         if not c.tie_embeddings:
-            self.lm_head = Linear(c.vocab_size, use_bias=False)
+            self.lm_head = Linear(c.vocab_size, use_bias=False, out_dtype="float32")
 
     def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         x = lookup(self.embedding, tokens)
@@ -114,8 +114,11 @@ class Decoder(nn.Module):
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t vocab"]:
         """Next-token logits, float32."""
         c = self.config
-        logits = hidden @ self.embedding.T.astype(hidden.dtype) if c.tie_embeddings else self.lm_head(hidden)
-        logits = constrain(logits.astype(jnp.float32), "batch", "tokens", "vocab")
+        if c.tie_embeddings:
+            logits = jnp.matmul(hidden, self.embedding.T.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        else:
+            logits = self.lm_head(hidden)
+        logits = constrain(logits, "batch", "tokens", "vocab")
         return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def __call__(self, tokens: Int[Array, "b t"], info: SequenceInfo, cache: KVCache | None = None):

@@ -35,11 +35,15 @@ def lookup(table: Float[Array, "vocab d"], tokens: Int[Array, "b t"]) -> Float[A
 
 
 class Linear(nn.Module):
-    """y = x W + b over the last axis; kernel [in, out], initialised N(0, std^2) with std = in^-0.5 unless given."""
+    """y = x W + b over the last axis; kernel [in, out], initialised N(0, std^2) with std = in^-0.5 unless given.
+
+    y has the dtype of x unless `out_dtype` is given.
+    """
 
     features: int
     use_bias: bool = True
     std: float | None = None
+    out_dtype: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*lead i"]) -> Float[Array, "*lead o"]:
@@ -48,9 +52,9 @@ class Linear(nn.Module):
         lead = x.shape[:-1]
         if not splitting("tokens"):  # one 2-D matmul is faster on CPU; a sharded axis must stay apart
             x = x.reshape(-1, x.shape[-1])
-        y = x @ kernel.astype(x.dtype)
+        y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(x.dtype)
+            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(y.dtype)
         return y.reshape(*lead, self.features)
 
 

@@ -38,6 +38,8 @@ With subsegments 0 0 1 1 2 2 (a prefix of two tokens and two answers that share 
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
@@ -57,6 +59,9 @@ class SequenceInfo:
     image_ids: 0 for text; tokens of one segment with the same positive id see each other both ways.
     axes: positions on several axes [batch, tokens, a] for rotary embeddings that have them, else None; a mask never
         asks for them, and a cache, whose keys are rotated, does not keep them.
+    pattern: what is known of the mask before it runs, for kernels that are compiled for one: "causal" or "full" where
+        only segments and padding can hide a token besides, else "any".
+    counted: whether positions are known to count the tokens of a row.
     """
 
     positions: Int[Array, "b t"]
@@ -65,12 +70,22 @@ class SequenceInfo:
     order: Int[Array, "b t"]
     image_ids: Int[Array, "b t"]
     axes: Int[Array, "b t a"] | None = None
+    pattern: str = struct.field(pytree_node=False, default="any")
+    counted: bool = struct.field(pytree_node=False, default=False)
 
     def write(self, new: SequenceInfo, start: Int[Array, ""]) -> SequenceInfo:
         """This description with `new` written over the tokens from `start` on (a cache that grows)."""
         update = lambda old, part: lax.dynamic_update_slice(old, part.astype(old.dtype), (0, start))
         fields = ("positions", "segment_ids", "subsegment_ids", "order", "image_ids")
         return SequenceInfo(**{name: update(getattr(self, name), getattr(new, name)) for name in fields})
+
+
+def _replace(self: SequenceInfo, **changes) -> SequenceInfo:
+    """The description with some fields changed, and nothing more claimed of them than is known."""
+    return dataclasses.replace(self, **{"pattern": "any", "counted": False} | changes)
+
+
+SequenceInfo.replace = _replace  # flax has put its own there
 
 
 def describe(
@@ -86,7 +101,8 @@ def describe(
 
     Without `positions` a row counts as one example and its real tokens are numbered from 0, wherever the padding is.
     """
-    segment_ids = jnp.asarray(segment_ids, jnp.int32)
+    known = subsegment_ids is None and image_ids is None and isinstance(mask_ar, int)
+    counted, segment_ids = positions is None, jnp.asarray(segment_ids, jnp.int32)
     zeros = lambda: jnp.zeros_like(segment_ids)  # an array of its own for each field: a description may be donated
     if positions is None:
         positions = jnp.maximum(jnp.cumsum(segment_ids != PADDING, axis=1) - 1, 0)
@@ -97,12 +113,14 @@ def describe(
         order=jnp.cumsum(zeros() + mask_ar, axis=1, dtype=jnp.int32),
         image_ids=zeros() if image_ids is None else jnp.asarray(image_ids, jnp.int32),
         axes=None if axes is None else jnp.asarray(axes, jnp.int32),
+        pattern={0: "full", 1: "causal"}.get(mask_ar, "any") if known else "any",
+        counted=counted,
     )
 
 
 def empty(batch: int, tokens: int) -> SequenceInfo:
     """Rows of nothing but padding: the description of an unused cache."""
-    return describe(jnp.full((batch, tokens), PADDING, jnp.int32), mask_ar=0)
+    return describe(jnp.full((batch, tokens), PADDING, jnp.int32), mask_ar=0).replace()  # to be written to
 
 
 def build_mask(q: SequenceInfo, k: SequenceInfo, window: int | None = None) -> Bool[Array, "b t s"]:

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models import positions, tokens
+from vlm_jax.models.execution import as_computed
 from vlm_jax.models.layers import Linear, Norm
 from vlm_jax.models.mask import PADDING, describe
 from vlm_jax.models.pooling import AttentionPool
@@ -84,7 +85,7 @@ class NaFlex(nn.Module):
     def states(self, images: PatchRows) -> list[Float[Array, "b n w"]]:
         """[input of the first block, its output, ..., the last block's]; padding is seen by none."""
         row, column = self._places(images)
-        x = self.patch_embed(images["patches"])
+        x = self.patch_embed(as_computed(images["patches"]))
         x = x + self.positions(row, column, images["shapes"]).astype(x.dtype)
         info = describe(jnp.zeros(x.shape[:2]), mask_ar=0)
         kv_info = describe(jnp.where(images["mask"], 0, PADDING), mask_ar=0)

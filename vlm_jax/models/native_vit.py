@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm_jax.models.execution import as_computed
 from vlm_jax.models.layers import Linear, Norm
 from vlm_jax.models.mask import PADDING, SequenceInfo, describe
 from vlm_jax.models.transformer import TransformerConfig, apply_blocks, declare_blocks
@@ -62,7 +63,7 @@ class NativeViT(nn.Module):
 
     def __call__(self, images: dict[str, Array]) -> VisionOutput:
         """`pooled` is the mean over a canvas; the patch embeddings are sown as `embedded`."""
-        x = self.patch_embed(images["patches"])
+        x = self.patch_embed(as_computed(images["patches"]))
         self.sow("intermediates", "embedded", x)
         infos = self.descriptions(images["positions"], images["frames"])
         last = self.norm_post(apply_blocks(self.config.transformer, self.blocks, x, infos)[0][-1])

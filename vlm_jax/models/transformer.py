@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.attention import attention, attention_weights
 from vlm_jax.models.axes import constrain
+from vlm_jax.models.execution import as_computed, current, remat
 from vlm_jax.models.layers import Linear, Mlp, Norm
 from vlm_jax.models.mask import SequenceInfo, describe
 from vlm_jax.models.rope import RopeScaling, rotate
@@ -213,15 +214,61 @@ def apply_blocks(
 
     `info` is one description, or one a layer where layers see differently.
     `kv_info` describes the keys when a cache is given (tokens are written from slot `start` on), else the keys are
-    the tokens themselves. Hidden states that the caller drops cost nothing under jit.
+    the tokens themselves. Hidden states that the caller drops cost nothing under jit. With a cache, or with parameters
+    that `unstack` took apart, blocks are never scanned.
     """
+    x = as_computed(x)
+    if current().layers == "scan" and caches is None and not isinstance(params, tuple):
+        return _scanned(config, params, x, info, kv_info), None
     layers = params if isinstance(params, tuple) else unstack(params, config.layers)
     hidden, updated = [x], []
     for i, layer in enumerate(layers):
-        block = Block(config.of_layer(i), parent=None)  # applied as a pure function of its slice of the parameters
         cache = None if caches is None else caches[i]
-        seen = info[i] if isinstance(info, tuple) else info
-        x, cache = block.apply({"params": layer}, x, seen, seen if kv_info is None else kv_info, cache, start)
+        x, cache = run_block(config.of_layer(i))(layer, x, _of_layer(info, i), kv_info, cache, start)
         hidden.append(x)
         updated.append(cache)
     return hidden, None if caches is None else tuple(updated)
+
+
+def run_block(config: TransformerConfig, in_scan: bool = False):
+    """One block as a pure function of its parameters: (layer, x, info, kv_info, cache, start) -> (x, cache)."""
+    def run(layer, x, info, kv_info, cache, start):
+        block = Block(config, parent=None)
+        return block.apply({"params": layer}, x, info, info if kv_info is None else kv_info, cache, start)
+
+    return remat(run, in_scan)
+
+
+def _of_layer(info, i: int):
+    return info[i] if isinstance(info, tuple) else info
+
+
+def _cycle(config: TransformerConfig, info) -> int:
+    """After how many layers what they see repeats: 1 where all are alike."""
+    seen = [(config.of_layer(i), id(_of_layer(info, i))) for i in range(config.layers)]
+    return next(n for n in range(1, config.layers + 1) if all(seen[i] == seen[i % n] for i in range(config.layers)))
+
+
+def _scanned(config: TransformerConfig, params: Params, x, info, kv_info) -> list[Float[Array, "b t w"]]:
+    """The states of all blocks: a loop over whole cycles, then what is left of one."""
+    cycle = _cycle(config, info)
+    rounds = config.layers // cycle
+    layers = unstack(params, config.layers)[rounds * cycle:]  # and checks their number
+    group = lambda leaf: leaf[:rounds * cycle].reshape(rounds, cycle, *leaf.shape[1:])
+
+    def run(x, layer, i):
+        return run_block(config.of_layer(i), in_scan=True)(layer, x, _of_layer(info, i), kv_info, None, 0)[0]
+
+    def body(x, layers):
+        states = []
+        for i in range(cycle):
+            x = run(x, jax.tree.map(lambda leaf: leaf[i], layers), i)
+            states.append(x)
+        return x, states
+
+    last, states = lax.scan(body, x, jax.tree.map(group, params))
+    hidden = [x, *(states[i % cycle][i // cycle] for i in range(rounds * cycle))]
+    hidden[-1] = last
+    for i, layer in enumerate(layers):
+        hidden.append(run(hidden[-1], layer, i))
+    return hidden

@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models import positions
+from vlm_jax.models.execution import as_computed
 from vlm_jax.models.layers import Linear, Norm, activation
 from vlm_jax.models.pooling import AttentionPool
 from vlm_jax.models.tokens import patch_grid
@@ -197,7 +198,7 @@ class ViT(nn.Module):
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n w"]:
         """All tokens as the first block sees them."""
         c = self.config
-        x = self.patch_embed(patchify(images, c.patch_size))
+        x = self.patch_embed(as_computed(patchify(images, c.patch_size)))
         front, table = [], self.position_embedding.astype(x.dtype)
         if c.has_class_token:
             front, table = [self.class_token.astype(x.dtype)[None] + table[:1]], table[1:]
