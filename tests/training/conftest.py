@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -104,10 +105,23 @@ def small_leaves_too(monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", LOWERED)
 
 
+SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
+
+
+def collectives(compiled):
+    """[(operation, bytes of its result on one device)] of the compiled program, one for each result."""
+    found = []
+    for line in compiled.as_text().splitlines():
+        match = re.search(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", line)
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match.group(1)) if match else []:
+            found.append((match.group(2), SIZES[kind] * math.prod(int(n) for n in shape.split(",") if n)))
+    return found
+
+
 class Meshes:
     """The functions of this file, for tests."""
 
-    task, mesh_of, start, run = map(staticmethod, (task, mesh_of, start, run))
+    task, mesh_of, start, run, collectives = map(staticmethod, (task, mesh_of, start, run, collectives))
     LOWERED = LOWERED
     BATCH = BATCH
 
