@@ -31,9 +31,9 @@ from vlm_jax.weights.init_from import load_into
 class StageConfig:
     """`trainable`: (path regex, peak learning rate or None to freeze), first match wins, every parameter covered.
 
-    `init_from`: a workdir whose weights replace this run's before the stage, "DIR" or "DIR:vision,connector"; empty
-    goes on from the stage before. `microbatches`: parts in which a batch is taken, one after the other, to save memory;
-    the answer is the same.
+    `init_from`: a workdir whose weights replace this run's before the stage, "DIR" or "DIR:vision,connector", or a
+    connector in a file, "mm_projector.safetensors"; empty goes on from the stage before. `microbatches`: parts in which
+    a batch is taken, one after the other, to save memory; the answer is the same.
     """
 
     data: DataConfig

@@ -1,4 +1,5 @@
-"""Starting a stage from another run's weights: `init_from = "WORKDIR"` or `"WORKDIR:vision,connector"`."""
+"""Starting a stage from weights at rest: another run's, `init_from = "WORKDIR"` or `"WORKDIR:vision,connector"`, or a
+connector in a file of its own, `"mm_projector.safetensors"`."""
 
 from __future__ import annotations
 
@@ -7,14 +8,17 @@ from typing import Any
 import jax
 
 from vlm_jax.weights.checkpoints import open_existing
+from vlm_jax.weights.huggingface import projector
 
 
 def load_into(params: Any, init_from: str) -> Any:
     """`params` with the subtrees that `init_from` names (all that both trees have, if it names none) replaced.
 
     Strict: a named subtree must be on both sides, with the same leaves and shapes; the error lists what differs.
-    Values land with the shardings of the leaves they replace.
+    Values land with the shardings of the leaves they replace. A file replaces `connector` (see `projector.load`).
     """
+    if projector.is_file(_split(init_from)[0]):
+        return {**params, "connector": _connector(params, init_from)}
     checkpoints, number = open_existing(_split(init_from)[0])
     with checkpoints:
         saved = checkpoints.shapes(number)
@@ -27,10 +31,22 @@ def load_into(params: Any, init_from: str) -> Any:
 
 
 def check(params: Any, init_from: str) -> list[str]:
-    """The subtrees `load_into` would replace; raises what it would, without reading any values."""
+    """The subtrees `load_into` would replace; raises what it would, without reading a run's values."""
+    if projector.is_file(_split(init_from)[0]):
+        _connector(params, init_from)
+        return ["connector"]
     checkpoints, number = open_existing(_split(init_from)[0])
     with checkpoints:
         return _agreed(checkpoints.shapes(number), params, init_from)
+
+
+def _connector(params: Any, init_from: str) -> Any:
+    """The connector of a file."""
+    file, names = _split(init_from)
+    if "connector" not in params or names not in ([], ["connector"]):
+        raise ValueError(f"init_from '{init_from}': a file holds a connector alone; this model has "
+                         f"{', '.join(sorted(params))}.")
+    return projector.load(file, params["connector"])
 
 
 def _agreed(saved: Any, params: Any, init_from: str) -> list[str]:

@@ -91,7 +91,7 @@ def import_params(
     copies = {row.copy: row.theirs for row in table if row.copy in reader.names}
     missing, unused = sorted(wanted - reader.names), sorted(reader.names - wanted - set(copies))
     if missing or unused:
-        raise ValueError(f"The weights in {reader.folder} do not fit the model: {len(wanted & reader.names)} names used, "
+        raise ValueError(f"The weights in {reader.folder} do not fit the model; used: {_listed(sorted(wanted & reader.names))}, "
                          f"unused: {_listed(unused)}, missing: {_listed(missing)}.")
     for copy, name in copies.items():
         if not np.array_equal(reader.read(copy), reader.read(name)):
