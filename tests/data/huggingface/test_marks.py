@@ -173,6 +173,7 @@ def test_the_image_token_is_added_where_the_tokenizer_lacks_it_and_must_be_the_m
     assert number == len(plain) + 256
     write(tmp_path, config={"model_type": "blip-2", "image_token_index": number})
     assert loading.load(tmp_path)(text=["a"], images=[[picture(8, 8)]])["input_ids"][0, :3].tolist() == [number] * 3
-    write(tmp_path, config={"model_type": "blip-2", "image_token_index": 7}, tokenizer_config={"image_token": "<image>"})
+    write(tmp_path, tokenizer_config={"image_token": "<image>"},
+          config={"model_type": "blip-2", "image_token_index": 7})
     with pytest.raises(ValueError, match="token is 7 in config.json, but <image> is"):
         loading.load(tmp_path)

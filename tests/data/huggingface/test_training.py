@@ -86,6 +86,14 @@ def test_a_row_begins_with_the_prompt_that_the_model_will_be_given(tmp_path, nam
     assert not out["loss_mask"][0, : len(prompt)].any() and out["loss_mask"][0, len(prompt)] == 1
 
 
+def test_an_image_that_the_assistant_shows_is_not_learnt(tmp_path):
+    p = processor(tmp_path, CHATML, "<|im_end|>")
+    shows = {"role": "assistant", "content": [{"type": "text", "text": "See "}, {"type": "image"},
+                                              {"type": "text", "text": " there."}]}
+    out = p.training([[user("Where?"), shows]], [[picture(8, 8)]])
+    assert learnt(p, out) == ["See ", " there.<|im_end|>"]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rows_are_padded_on_the_side_asked_for(tmp_path, side):
     p = processor(tmp_path, CHATML, "<|im_end|>")

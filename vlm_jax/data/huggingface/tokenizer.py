@@ -5,6 +5,7 @@ As in transformers, and unlike our own tokenizer, a special token written out in
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any, Mapping, Sequence
 
@@ -55,7 +56,7 @@ class HfTokenizer:
         ids = [int(i) for i in ids if int(i) not in self._hidden]
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    @property
+    @functools.cached_property
     def special_texts(self) -> frozenset[str]:
         """The special tokens as they are spelled in a text."""
         return frozenset(token.content for token in self.backend.get_added_tokens_decoder().values() if token.special)
