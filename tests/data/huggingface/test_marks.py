@@ -58,6 +58,7 @@ def test_blip2_puts_its_queries_before_begin_token_and_padding(tmp_path):
     assert rows(p, out) == ["<image>" * 3 + "<pad>" * 2 + "<s>a", "<image>" * 3 + "<s>abc"]
     assert out["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 1, 1], [1] * 7]
     assert rows(p, p(text=["a", "abc"], images=images, padding_side="right"))[0] == "<image>" * 3 + "<s>a<pad><pad>"
+    assert rows(p, p(text=["a<image>bc"], images=images[:1])) == ["<image>" * 3 + "<s>abc"]  # a mark is not needed
     talk = [user(None, "Red?"), assistant("No."), user("Blue?")]
     assert rows(p, p(messages=[talk], images=images[:1])) == ["<image>" * 3 + "<s>Question: Blue? Answer:"]
 
