@@ -53,7 +53,8 @@ def arguments() -> argparse.Namespace:
     verify.add_argument("folder", metavar="HF_DIR")
     verify.add_argument("--json", action="store_true", help="one JSON object on the last line of output")
     one = verbs.add_parser("minigpt4", allow_abbrev=False)
-    for name, metavar in (("eyes", "BLIP2_DIR"), ("language", "LLAMA_DIR"), ("projection", "PROJECTION"), ("out", "HF_OUT")):
+    places = {"eyes": "BLIP2_DIR", "language": "LLAMA_DIR", "projection": "PROJECTION", "out": "HF_OUT"}
+    for name, metavar in places.items():
         one.add_argument(name, metavar=metavar)
     return parser.parse_args()
 

@@ -15,8 +15,9 @@ from vlm_jax.models.tokens import Native
 from vlm_jax.models.transformer import TransformerConfig
 
 IMAGE, IDS = 9, TokenIds(image=9)
-EYES = TransformerConfig(layers=1, width=16, heads=2, mlp_width=16, rope_theta=100.0, rope_sections=(2, 2), rope_axial=True)
-BLOCKS = TransformerConfig(layers=2, width=16, heads=2, mlp_width=16, norm="rms", rope_theta=100.0, rope_sections=(2, 1, 1))
+SIZES = dict(width=16, heads=2, mlp_width=16, rope_theta=100.0)
+EYES = TransformerConfig(layers=1, **SIZES, rope_sections=(2, 2), rope_axial=True)
+BLOCKS = TransformerConfig(layers=2, **SIZES, norm="rms", rope_sections=(2, 1, 1))
 CONFIG = ModelConfig(
     vision=NativeViTConfig(patch_size=2, temporal_patch_size=1, merge=2, transformer=EYES),
     connector=ConnectorConfig("mlp", hidden=64), decoder=DecoderConfig(20, BLOCKS), layout=Native(2, 2))

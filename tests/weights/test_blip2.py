@@ -10,7 +10,8 @@ from vlm_jax.weights.huggingface.families import blip2, opt
 
 OPT = dict(model_type="opt", hidden_size=12, ffn_dim=20, num_hidden_layers=2, num_attention_heads=2, vocab_size=30,
            max_position_embeddings=10)
-VISION = dict(hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, image_size=14, patch_size=7)
+VISION = dict(hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, image_size=14,
+              patch_size=7)
 QFORMER = dict(hidden_size=8, num_hidden_layers=5, num_attention_heads=2, intermediate_size=12)
 HF = dict(vision_config=VISION, qformer_config=QFORMER, text_config=OPT, num_query_tokens=3)
 LLAMA = dict(model_type="llama", hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,

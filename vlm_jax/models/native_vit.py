@@ -20,9 +20,9 @@ from vlm_jax.models.vit import Features, VisionOutput
 @dataclasses.dataclass(frozen=True)
 class NativeViTConfig:
     """`temporal_patch_size` frames are one patch: an image stands there so many times. `merge` x `merge` neighbouring
-    patches follow each other, and their features are handed on joined. `window` is the side of a window in patches, None for
-    none; the layers in `full_layers` see a whole frame all the same. The transformer's two rotary axes are row and
-    column."""
+    patches follow each other, and their features are handed on joined. `window` is the side of a window in patches,
+    None for none; the layers in `full_layers` see a whole frame all the same. The transformer's two rotary axes are row
+    and column."""
 
     kind: ClassVar[str] = "native"
 
@@ -62,9 +62,9 @@ class NativeViT(nn.Module):
         self.norm_post = Norm(t.norm, t.norm_eps)
 
     def __call__(self, images: dict[str, Array]) -> VisionOutput:
-        """`pooled` is the mean over a canvas; the patch embeddings are sown as `embedded`."""
+        """`pooled` is the mean over a canvas; the patch embeddings are sown as `patch_states`."""
         x = self.patch_embed(as_computed(images["patches"]))
-        self.sow("intermediates", "embedded", x)
+        self.sow("intermediates", "patch_states", x)
         infos = self.descriptions(images["positions"], images["frames"])
         last = self.norm_post(apply_blocks(self.config.transformer, self.blocks, x, infos)[0][-1])
         real = images["frames"] != PADDING

@@ -76,7 +76,8 @@ class QFormer(nn.Module):
         c, source = self.config, features.features
         batch = source.shape[0]
         queries = self.param("query_tokens", nn.initializers.normal(0.02), (c.queries, c.width))
-        x = Norm("layer", c.norm_eps, name="norm")(jnp.broadcast_to(queries, (batch, *queries.shape)).astype(source.dtype))
+        x = jnp.broadcast_to(queries, (batch, *queries.shape)).astype(source.dtype)
+        x = Norm("layer", c.norm_eps, name="norm")(x)
         info = describe(jnp.zeros((batch, c.queries), jnp.int32), mask_ar=0)
         source_info = describe(jnp.where(features.mask, 0, PADDING), mask_ar=0)
         attn, cross, feed = Attend(c, parent=None), Attend(c, parent=None), Feed(c, parent=None)

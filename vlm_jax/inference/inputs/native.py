@@ -43,7 +43,7 @@ def shown(config: ModelConfig, prompt: Arrays, images: Any, seen: Arrays) -> Arr
     used = images["frames"][:, 0] != PADDING
     tokens = used[:, :: config.vision.merge**2]
     count = (prompt["segment_ids"] != PADDING).sum(axis=1)
-    return {"patch_embed": seen["embedded"][used], "image_features": seen["projector"][tokens],
+    return {"patch_embed": seen["patch_states"][used], "image_features": seen["projector"][tokens],
             "position_ids": prompt["axes"].transpose(2, 0, 1),
             "rope_deltas": (prompt["axes"].max((1, 2)) + 1 - count)[:, None]}
 
@@ -81,8 +81,8 @@ def _grids(inputs: Mapping[str, np.ndarray], pixels: np.ndarray, config: ModelCo
         raise ValueError("image_grid_thw is missing; the model's image processor gives it beside pixel_values.")
     grids, merge = np.asarray(inputs["image_grid_thw"]), config.vision.merge
     if grids.ndim != 2 or grids.shape[1] != 3 or (grids < 1).any() or (grids[:, 1:] % merge).any():
-        raise ValueError(f"image_grid_thw must be [images, 3]: frames, and rows and columns divisible by {merge}; it is "
-                         f"{grids.tolist()}.")
+        raise ValueError(f"image_grid_thw must be [images, 3]: frames, and rows and columns divisible by {merge}; it "
+                         f"is {grids.tolist()}.")
     wanted = (int(grids.prod(axis=1).sum()), config.vision.patch_values)
     if pixels.shape != wanted:
         raise ValueError(f"pixel_values are {pixels.shape}; image_grid_thw {grids.tolist()} asks for {wanted}.")
@@ -98,7 +98,8 @@ def _dealt(grids: list[Grid], is_image: np.ndarray, merge: int) -> list[list[Gri
             row.append(left.pop(0))
             count += int(np.prod(row[-1])) // merge**2
         if count != places:
-            raise ValueError(f"Row {b} has {places} image tokens; its images {row} (frames, rows, columns) take {count}.")
+            raise ValueError(f"Row {b} has {places} image tokens; its images (frames, rows, columns) {row} take "
+                             f"{count}.")
         rows.append(row)
     if left:
         raise ValueError(f"image_grid_thw has {len(left)} images more than input_ids have places for.")

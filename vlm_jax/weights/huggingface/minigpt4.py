@@ -36,7 +36,8 @@ def compose(
     hf, parts = read_json(eyes / folder.CONFIG), read_json(language / folder.CONFIG)
     if hf.get("model_type") != "blip-2" or parts.get("model_type") not in blip2.LLAMAS:
         raise ValueError(f"{eyes} holds a model of type '{hf.get('model_type')}' and {language} one of type "
-                         f"'{parts.get('model_type')}'; MiniGPT-4 is made of 'blip-2' and one of {', '.join(blip2.LLAMAS)}.")
+                         f"'{parts.get('model_type')}'; MiniGPT-4 is made of 'blip-2' and one of "
+                         f"{', '.join(blip2.LLAMAS)}.")
     config = ModelConfig(
         vision=blip2.vision_config(hf.get("vision_config") or {}), decoder=folder.load_config(language).decoder,
         connector=ConnectorConfig("qformer", qformer=blip2.qformer_config(hf)))

@@ -20,8 +20,8 @@ from vlm_jax.weights.huggingface.table import FIRST, LINEAR, PATCH, TOKEN, Weigh
 
 LLAMAS = {module.LANGUAGE.model_type: module.LANGUAGE for module in (llama, mistral, qwen2)}
 VISION = dict(
-    hidden_size=1408, intermediate_size=6144, num_hidden_layers=39, num_attention_heads=16, image_size=224, patch_size=14,
-    hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True)
+    hidden_size=1408, intermediate_size=6144, num_hidden_layers=39, num_attention_heads=16, image_size=224,
+    patch_size=14, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True)
 QFORMER = dict(
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, hidden_act="gelu",
     layer_norm_eps=1e-12, cross_attention_frequency=2, use_qformer_text_input=False)
@@ -80,8 +80,10 @@ def config(hf: HfConfig) -> ModelConfig:
 
 def hf_config(config: ModelConfig) -> HfConfig:
     """The keys of config.json but for token ids; raises ValueError for a model that this class cannot be."""
-    if config.connector is None or config.connector.kind != "qformer" or vision_config(_hf_vision(config)) != config.vision:
-        raise ValueError("Blip2ForConditionalGeneration has EVA's eyes and a 'qformer' connector; this model has others.")
+    kind = config.connector and config.connector.kind
+    if kind != "qformer" or vision_config(_hf_vision(config)) != config.vision:
+        raise ValueError("Blip2ForConditionalGeneration has EVA's eyes and a 'qformer' connector; this model has "
+                         "others.")
     q = config.connector.qformer
     qformer = {
         "model_type": "blip_2_qformer", "hidden_size": q.width, "num_hidden_layers": q.layers,

@@ -57,9 +57,9 @@ def hf_text_config(config: DecoderConfig) -> HfConfig:
 def text_table(config: DecoderConfig, theirs: str = "model", head: str = "lm_head") -> list[Weight]:
     """The rows of `decoder/`: `theirs` up to and without `.decoder`, `head` the output layer (none where tied)."""
     ours, theirs, bias = "decoder/blocks", f"{theirs}.decoder", config.transformer.attention_bias
-    layer = f"{theirs}.layers.{{}}"
+    layer, again = f"{theirs}.layers.{{}}", f"{head}.weight" if config.tie_embeddings else None
     rows = [
-        Weight("decoder/embedding", f"{theirs}.embed_tokens.weight", copy=f"{head}.weight" if config.tie_embeddings else None),
+        Weight("decoder/embedding", f"{theirs}.embed_tokens.weight", copy=again),
         Weight("decoder/position_embedding", f"{theirs}.embed_positions.weight"),
         *norm(f"{ours}/norm1", f"{layer}.self_attn_layer_norm"),
         *encoder.attention(f"{ours}/attn", f"{layer}.self_attn", bias),

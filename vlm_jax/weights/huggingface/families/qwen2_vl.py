@@ -76,8 +76,8 @@ def checked(hf: HfConfig, defaults: Mapping[str, Any]) -> HfConfig:
     channels = hf.get("in_chans", hf["in_channels"])
     kind = (hf["rope_parameters"] or {}).get("rope_type", "axial")
     if channels != 3 or kind != "axial":
-        raise ValueError(f"config.json asks for eyes with {channels} channels and rotary positions of type '{kind}'; only "
-                         f"3 and 'axial' are supported.")
+        raise ValueError(f"config.json asks for eyes with {channels} channels and rotary positions of type '{kind}'; "
+                         f"only 3 and 'axial' are supported.")
     return hf
 
 
