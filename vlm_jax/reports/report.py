@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import importlib.resources
 import json
 import math
 import mimetypes
@@ -28,11 +27,10 @@ import os
 import re
 from typing import Any
 
-import jinja2
 import numpy as np
 from etils import epath
 
-from vlm_jax.reports import plots
+from vlm_jax.reports import pages, plots
 
 MAX_SCENES = 24  # scenes in the gallery
 MAX_CAPTIONS = 24
@@ -71,7 +69,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
       ValueError: there is no such folder, or a file in it is malformed; the sentence names the file and line.
     """
     run = read_run(epath.Path(workdir))
-    page = _template().render(
+    page = pages.template("template.html", percent=percent).render(
         name=run.workdir.name or "run",
         run=run.config.get("run", []),
         seed=run.config.get("seed"),
@@ -88,10 +86,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         config=json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
         missing=_missing(run),
     )
-    path = run.workdir / "report.html"
-    unfinished = run.workdir / "report.html.tmp"
-    unfinished.write_text(page, encoding="utf-8")
-    return unfinished.replace(path)
+    return pages.write(run.workdir / "report.html", page)
 
 
 def read_run(workdir: epath.Path) -> Run:
@@ -291,11 +286,3 @@ def number(value: Any) -> str:
     if math.isnan(_real(value)):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _template() -> jinja2.Template:
-    """The page, with everything that is put into it escaped: a caption may hold `<script>`."""
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page.filters["percent"] = percent
-    source = importlib.resources.files(__package__).joinpath("template.html")
-    return page.from_string(source.read_text(encoding="utf-8"))
