@@ -67,4 +67,5 @@ def explicit(config):
 
 
 def test_every_family_has_a_fixture(fixtures):
-    assert set(FAMILIES) <= {read_json(file)["architectures"][0] for file in fixtures.glob("*/config.json")}
+    unknown_to_transformers = {"LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"}  # see test_llava_original.py
+    assert set(FAMILIES) - unknown_to_transformers <= {read_json(file)["architectures"][0] for file in fixtures.glob("*/config.json")}

@@ -36,10 +36,13 @@ def load_params(folder: epath.Path, config: ModelConfig, dtype: str | None, plac
     A host holds no more than what its devices keep and one parameter beside it, whatever the size of the files.
     Raises ValueError unless the files hold the model's tensors, all of them and no others.
     """
-    family, shapes = family_of(read_json(folder / CONFIG)), abstract_params(config)
+    hf, shapes = read_json(folder / CONFIG), abstract_params(config)
+    family = family_of(hf)
     flat, shardings = (traverse_util.flatten_dict(tree, sep="/") for tree in (shapes, place(shapes)))
     table = family.table(config)
     with safetensors.Reader(folder, family.rename) as reader:
+        if more := family.beside(hf, reader.names):
+            reader.add(*more)
         stored = {row.ours: reader.dtype(name) for row in table if (name := row.names(1)[0]) in reader.names}
         abstract = {path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf.dtype), sharding=shardings[path])
                     for path, leaf in flat.items()}

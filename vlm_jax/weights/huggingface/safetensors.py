@@ -52,15 +52,22 @@ class Reader:
         self.folder = epath.Path(folder)
         self._entries: dict[str, Entry] = {}
         self._open: dict[epath.Path, BinaryIO] = {}
-        for file in _files(self.folder):
+        self.add(self.folder, rename)
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._entries)
+
+    def add(self, folder: epath.Path, rename: Callable[[str], str | None]) -> None:
+        """The tensors of one more folder."""
+        for file in _files(folder):
             for entry in header(file):
                 name = rename(entry.name)
                 if name in self._entries:
-                    raise ValueError(f"'{entry.name}' and '{self._entries[name].name}' in {self.folder} are the same "
+                    raise ValueError(f"'{entry.name}' and '{self._entries[name].name}' in {folder} are the same "
                                      f"tensor under two names; keep one of them.")
                 if name is not None:
                     self._entries[name] = entry
-        self.names = set(self._entries)
 
     def read(self, name: str) -> np.ndarray:
         entry = self._entries[name]
