@@ -1,34 +1,45 @@
-"""What every verb does around its work: a user's mistake becomes one sentence and exit code 2, a bug keeps its
-traceback."""
+"""What every verb does around its work: it joins the other processes of its launch; a user's mistake becomes one
+sentence and exit code 2, a bug keeps its traceback."""
 
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 import sys
 import traceback
 from typing import Callable
 
+import jax
+
+from vlm_jax.training import cluster
+
 PACKAGE = str(pathlib.Path(__file__).parent)
 
 
-def main(verb: Callable[[], None]) -> None:
-    """Runs a verb.
+def main(verb: Callable[[], None], joins: bool = True) -> None:
+    """Runs a verb, as one of the processes of its launch unless it `joins` none.
 
     A ValueError or OSError that a line of this package raised on purpose is a sentence for the user. The same
     exceptions from inside a library are bugs of ours, and are shown whole.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's remarks on itself; what matters it raises
     try:
+        if joins:
+            cluster.initialize()
         verb()
-    except (ValueError, OSError) as error:
-        if not _raised_here(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if isinstance(error, (ValueError, OSError)) and _raised_here(error):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # a clean end waits for the others, who wait for this one in the middle of a step
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -8,11 +8,13 @@ a line for each example, DIR/eval/<task>.jsonl.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
 from typing import Any, Mapping
 
+import jax
 from etils import epath
 
 from vlm_jax import cli, config as configs
@@ -29,6 +31,8 @@ from vlm_jax.evals.vqa import vqa
 from vlm_jax.evals.zero_shot import zero_shot
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.pretrained import load_pretrained
+from vlm_jax.training.cluster import on_first
+from vlm_jax.training.mesh import make_mesh
 from vlm_jax.weights.files import read_json
 
 # task(config, params, processor, source, examples, batch) -> Result
@@ -37,12 +41,16 @@ TASKS = {"zero_shot": zero_shot, "retrieval": retrieval, "caption": caption, "vq
 
 def main() -> None:
     args = arguments()
-    loaded = load_pretrained(args.model)
+    mesh = launch_mesh(args.model)
+    loaded = load_pretrained(args.model, mesh=mesh)
     processor = loaded.own_processor()
     source, examples, batch = chosen(args)
     folder = epath.Path(args.model) / "eval"
-    metrics = evaluate(
-        loaded.config, loaded.params, processor, args.task, source, folder, examples, batch)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        metrics = evaluate(
+            loaded.config, loaded.params, processor, args.task, source, folder, examples, batch)
+    if jax.process_index() > 0:
+        return
     print(table(args.task, metrics), file=sys.stderr if args.json else sys.stdout)
     file = folder / f"{args.task}.json"
     print(f"Written to {file} and, example by example, {file.name}l.", file=sys.stderr)
@@ -70,6 +78,15 @@ def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError  # argparse says which option it was
     return number
+
+
+def launch_mesh(model: str) -> jax.sharding.Mesh | None:
+    """The mesh of all devices of a launch of several processes, parameters split as in the run's own; None for one
+    process, whose first device does it all."""
+    if jax.process_count() == 1:
+        return None
+    mesh = configs.resolve(read_json(epath.Path(model) / "config.json")).mesh
+    return make_mesh(dataclasses.replace(mesh, data=-1))
 
 
 def chosen(args: argparse.Namespace) -> tuple[Source, int, int]:
@@ -116,7 +133,7 @@ def evaluate(
         raise ValueError(f"The evaluation task '{task}' is unknown; choose one of {', '.join(TASKS)}.")
     result = TASKS[task](config, params, processor, source, examples, batch)
     data = {"data": repr(getattr(source, "config", source)), "examples": examples}
-    results.write(dataclasses.replace(result, extras=data | dict(result.extras)), folder)
+    on_first(lambda: results.write(dataclasses.replace(result, extras=data | dict(result.extras)), folder))
     return result.metrics
 
 

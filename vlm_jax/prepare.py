@@ -82,4 +82,4 @@ def literal(text: str) -> Any:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    cli.main(main, joins=False)

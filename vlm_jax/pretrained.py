@@ -168,7 +168,7 @@ def _with_layout(config: ModelConfig, processor: HfProcessor | None) -> ModelCon
 
 
 def _on_first_device(params: Params) -> Any:
-    return jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), params)
+    return jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), params)
 
 
 def _newest(workdir: epath.Path, config: ModelConfig, dtype: str | None, place: Placement) -> Params:

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import sys
 from typing import Any, Iterator
 
 import jax
@@ -26,9 +25,11 @@ from vlm_jax.data.templates import template
 from vlm_jax.models.execution import executing
 from vlm_jax.models.model import abstract_params, init_params
 from vlm_jax.evaluate import check_task, evaluate
+from vlm_jax.inference.hosts import fetch
 from vlm_jax.objectives.registry import make_objective
 from vlm_jax.pretrained import processor_for
 from vlm_jax.reports.report import write_report
+from vlm_jax.training.cluster import on_all, on_first, say
 from vlm_jax.training.loop import Run, run_stage
 from vlm_jax.training.mesh import check_batch, make_mesh
 from vlm_jax.training.metrics import MetricsLog
@@ -52,20 +53,21 @@ def main() -> None:
 
 
 def train(values: dict[str, Any], workdir: epath.Path) -> None:
-    """Runs a resolved config in a workdir to its end; a finished workdir is left as it is."""
+    """Runs a resolved config in a workdir, which all processes share, to its end; a finished workdir is left as it is."""
     config = configs.resolve(values)
     for task in config.evals.tasks:
         check_task(task)
-    if not (workdir / "summary.json").exists():
-        check(config)
+    finished = lambda: on_first((workdir / "summary.json").exists)
+    if not finished():
+        on_all(lambda: check(config))
     with claimed(workdir, values):
-        if (workdir / "summary.json").exists():
-            print(f"{workdir} is finished; nothing to do.", file=sys.stderr)
+        if finished():
+            say(f"{workdir} is finished; nothing to do.")
             return
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh), executing(config.execution), Checkpoints(workdir) as checkpoints:
             params = run_stages(config, workdir, mesh, checkpoints)
-        finish(config, workdir, params)
+            finish(config, workdir, params)
 
 
 def check(config: configs.RunConfig) -> None:
@@ -89,30 +91,34 @@ def check(config: configs.RunConfig) -> None:
 
 @contextlib.contextmanager
 def claimed(workdir: epath.Path, values: dict[str, Any]) -> Iterator[None]:
-    """Makes the workdir this run's: its config.json must be the same, and no other process may be in it.
+    """Makes the workdir this launch's: its config.json must be the same, and no other launch may be in it.
 
     The lock is the kernel's, on an open file: a killed process leaves nothing that blocks.
     """
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: _claim(workdir, values, stack))
+        yield
+
+
+def _claim(workdir: epath.Path, values: dict[str, Any], stack: contextlib.ExitStack) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"The workdir {workdir} is a file; give another --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        if "://" not in str(workdir):  # a bucket has no locks
-            lock = stack.enter_context((workdir / ".lock").open("a"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(f"Another process is training in {workdir}; wait for it or give another "
-                                 f"--workdir.") from error
-        path = workdir / "config.json"
-        if path.exists():
-            difference = first_difference(read_json(path), values, "config")
-            if difference:
-                raise ValueError(f"{path} holds another config ({difference}); give another --workdir, or the config "
-                                 f"it was started with.")
-        else:
-            write_atomically(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
-        yield
+    if "://" not in str(workdir):  # a bucket has no locks
+        lock = stack.enter_context((workdir / ".lock").open("a"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"Another process is training in {workdir}; wait for it or give another "
+                             f"--workdir.") from error
+    path = workdir / "config.json"
+    if path.exists():
+        difference = first_difference(read_json(path), values, "config")
+        if difference:
+            raise ValueError(f"{path} holds another config ({difference}); give another --workdir, or the config "
+                             f"it was started with.")
+    else:
+        write_atomically(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
 
 
 def first_difference(old: Any, new: Any, where: str) -> str:
@@ -130,7 +136,7 @@ def run_stages(
     config: configs.RunConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, checkpoints: Checkpoints
 ) -> Any:
     """All stages in order, from the newest checkpoint on; returns the final parameters."""
-    number = checkpoints.latest()
+    number = on_first(checkpoints.latest)
     meta = checkpoints.meta(number) if number is not None else {"stage": config.run[0], "step": 0}
     reached = (config.run.index(meta["stage"]), meta["step"])
     log = MetricsLog(workdir / "metrics.jsonl", lambda r: (config.run.index(r["stage"]), r["step"]) <= reached)
@@ -152,26 +158,31 @@ def run_stages(
 def make_processor(config: configs.RunConfig, workdir: epath.Path) -> Processor:
     """The run's processor; its tokenizer is the workdir's, else the config's, else trained on the run's own text."""
     path = workdir / "tokenizer.json"
-    if path.exists():
-        tokenizer = tokenizers.load(path)
-    elif config.processor.tokenizer:
-        tokenizer = tokenizers.load(config.processor.tokenizer)
-    else:
-        stages = [config.stages[name].data for name in config.run]
-        once = [data for n, data in enumerate(stages) if data.source not in [other.source for other in stages[:n]]]
-        chat = template(config.processor.template)
-        said = (text for data in once for source in data.records() for text in texts(source, TOKENIZER_RECORDS, chat))
-        tokenizer = tokenizers.train(said, config.processor.vocab_size)
-    if not path.exists():
-        write_atomically(path, tokenizer.to_json())
-    return processor_for(config, tokenizer)
+
+    def write() -> None:
+        if not path.exists():
+            write_atomically(path, make_tokenizer(config).to_json())
+
+    on_first(write)
+    return processor_for(config, tokenizers.load(path))
+
+
+def make_tokenizer(config: configs.RunConfig) -> tokenizers.Tokenizer:
+    if config.processor.tokenizer:
+        return tokenizers.load(config.processor.tokenizer)
+    stages = [config.stages[name].data for name in config.run]
+    once = [data for n, data in enumerate(stages) if data.source not in [other.source for other in stages[:n]]]
+    chat = template(config.processor.template)
+    said = (text for data in once for source in data.records() for text in texts(source, TOKENIZER_RECORDS, chat))
+    return tokenizers.train(said, config.processor.vocab_size)
 
 
 def params_sha256(params: Any) -> str:
-    """One hash over all parameters: path, shape, dtype and bytes of each leaf, in path order."""
+    """One hash over all parameters: path, shape, dtype and bytes of each leaf, in path order, one leaf on the host at
+    a time."""
     digest = hashlib.sha256()
     for path, leaf in flatten(params).items():
-        value = np.asarray(leaf)
+        value = fetch(leaf)
         digest.update(f"{path} {value.shape} {value.dtype}\n".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
@@ -184,12 +195,12 @@ def finish(config: configs.RunConfig, workdir: epath.Path, params: Any) -> None:
     for task in evals.tasks:
         figures |= evaluate(config.model, params, processor, task, open_source(evals.source), workdir / "eval",
                             evals.examples, evals.batch)
-    report = write_report(workdir)
     figures["params_sha256"] = params_sha256(params)
-    write_atomically(workdir / "summary.json", json.dumps(figures, indent=1) + "\n")
+    report = on_first(lambda: str(write_report(workdir)))
+    on_first(lambda: write_atomically(workdir / "summary.json", json.dumps(figures, indent=1) + "\n"))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float) and
                       "/" not in name)
-    print(f"done: {shown or 'nothing was evaluated'}\nreport: {report}", file=sys.stderr)
+    say(f"done: {shown or 'nothing was evaluated'}\nreport: {report}")
 
 
 if __name__ == "__main__":

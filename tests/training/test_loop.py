@@ -3,6 +3,7 @@ it goes on as if there had been none."""
 
 import json
 import re
+import sys
 import types
 
 import jax
@@ -251,11 +252,11 @@ def test_the_announcement_and_the_progress_lines(asked, tmp_path, capsys):
 
 
 def test_on_a_terminal_the_progress_line_is_rewritten_in_place(capsys, monkeypatch):
-    monkeypatch.setattr(loop, "sys", types.SimpleNamespace(stderr=Terminal()))
+    monkeypatch.setattr(sys, "stderr", Terminal())
     record = {"stage": "a", "loss": 1.0, "examples_per_s": 10.0, "data_wait": 0.25, "step_s": 0.5}
     progress({**record, "step": 2}, 4)
     progress({**record, "step": 4}, 4)
-    text = loop.sys.stderr.text
+    text = sys.stderr.text
     assert text.startswith("\ra 2/4  loss 1.0000  10 examples/s  waiting 25%  ETA 1 s ")
     assert text.count("\n") == 1 and text.endswith("\n")
 

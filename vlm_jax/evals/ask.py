@@ -12,6 +12,7 @@ from vlm_jax.data.records import Conversation, Source
 from vlm_jax.data.templates import count_marks
 from vlm_jax.evals.embed import in_batches
 from vlm_jax.inference.generate import generate
+from vlm_jax.inference.hosts import fetch, spread
 from vlm_jax.models.transformer import Params
 from vlm_jax.models.vlm import VLM
 
@@ -49,10 +50,11 @@ def answers(
         conversations = [question.conversation for question in group]
         prompt = processor.prompts(conversations, _multiple(processor, conversations))
         written = generate(
-            model, params, prompt, np.stack([images(question) for question in group]) if slots else None,
+            model, params, spread(prompt),
+            spread(np.stack([images(question) for question in group])) if slots else None,
             max_new_tokens=max_new_tokens, eos_ids=(processor.eos_id,), pad_id=processor.pad_id,
             banned=processor.banned_ids)
-        found += [processor.answer(ids) for ids in np.asarray(written)[:real]]
+        found += [processor.answer(ids) for ids in fetch(written)[:real]]
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.records import Record
+from vlm_jax.inference.hosts import fetch, spread
 from vlm_jax.models.transformer import Params
 from vlm_jax.models.two_tower import TwoTower
 
@@ -35,7 +36,7 @@ def embed_images(
     model: TwoTower, params: Params, processor: Processor, images: Iterable[np.ndarray], batch: int
 ) -> np.ndarray:
     """Normalised embeddings [n, e] float32 of uint8 images, which are read as they are needed."""
-    found = [np.asarray(_encode_images(model, params, processor.images(group)))[:real]
+    found = [fetch(_encode_images(model, params, spread(processor.images(group))))[:real]
              for group, real in in_batches(images, batch)]
     return _checked(np.concatenate(found), "image")
 
@@ -45,7 +46,7 @@ def embed_texts(
 ) -> np.ndarray:
     """Normalised embeddings [n, e] float32."""
     rows = (processor.text(text) for text in texts)
-    found = [np.asarray(_encode_texts(model, params, np.stack(group)))[:real]
+    found = [fetch(_encode_texts(model, params, spread(np.stack(group))))[:real]
              for group, real in in_batches(rows, min(batch, len(texts)))]
     return _checked(np.concatenate(found), "text")
 

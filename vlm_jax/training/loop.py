@@ -16,6 +16,7 @@ from vlm_jax.data.pipeline import Batch, DataConfig, batches, stage_seed
 from vlm_jax.data.processor import Processor
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.objectives.registry import ObjectiveConfig, make_objective
+from vlm_jax.training.cluster import say
 from vlm_jax.training.mesh import check_batch, host_rows, put_batch
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import OptimizerConfig, count, make_optimizer, peak_rate, schedule, trainable_paths
@@ -164,8 +165,8 @@ def announce(name: str, stage: StageConfig, state: TrainState, paths: list[str])
     flat = flatten(state.params)
     trained = count({path: flat[path] for path in paths})
     tops = sorted({path.split("/")[0] for path in paths})
-    print(f"{name}: {stage.steps} steps of {stage.data.batch}, trains {trained:,} of {count(flat):,} parameters "
-          f"({', '.join(tops)})", file=sys.stderr)
+    say(f"{name}: {stage.steps} steps of {stage.data.batch}, trains {trained:,} of {count(flat):,} parameters "
+        f"({', '.join(tops)})")
 
 
 def progress(record: dict[str, Any], steps: int) -> None:
@@ -178,5 +179,4 @@ def progress(record: dict[str, Any], steps: int) -> None:
         left = (steps - record["step"]) * record["step_s"]
         line += f"{record['examples_per_s']:.0f} examples/s  waiting {record['data_wait']:.0%}  ETA {left:.0f} s"
     terminal = sys.stderr.isatty()
-    print(f"\r{line:<78}" if terminal else line, end="" if terminal and record["step"] < steps else "\n",
-          file=sys.stderr, flush=True)
+    say(f"\r{line:<78}" if terminal else line, end="" if terminal and record["step"] < steps else "\n")

@@ -71,7 +71,7 @@ def _split(init_from: str) -> tuple[str, list[str]]:
 
 def _sharding(leaf):
     """Subtrees that are read only to be dropped land on the first device."""
-    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _compare(name: str, saved: Any, wanted: Any, init_from: str) -> None:
