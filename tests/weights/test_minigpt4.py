@@ -12,6 +12,7 @@ import vlm_jax
 from vlm_jax import cli, convert
 from vlm_jax.weights.huggingface import minigpt4
 from vlm_jax.weights.huggingface.families import blip2, llama
+from vlm_jax.weights.init_from import check, load_into
 
 VISION = dict(hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, image_size=14,
               patch_size=7)
@@ -72,6 +73,14 @@ def test_it_looks_and_talks(parts, tmp_path):
     np.testing.assert_allclose(one["projector"], wanted, atol=1e-4)
 
 
+def test_a_stage_starts_from_the_released_projection_and_keeps_the_q_former(parts):
+    _, params = minigpt4.compose(*parts)
+    blank = jax.tree.map(np.zeros_like, params["connector"]["linear_1"])
+    before = params | {"connector": params["connector"] | {"linear_1": blank}}
+    assert check(before, str(parts[2])) == ["connector"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, load_into(before, str(parts[2])), params))
+
+
 def test_a_released_model_comes_from_its_published_sizes():
     config = vlm_jax.preset("minigpt-4-7b")
     assert (config.connector.qformer.queries, vlm_jax.num_visual_tokens(config, 224, 224)) == (32, 32)
@@ -83,7 +92,7 @@ def test_parts_that_do_not_fit_are_one_sentence(parts, tmp_path):
         minigpt4.compose(language, eyes, projection)
     save_file({"llama_proj.weight": np.zeros((12, 9), np.float32), "llama_proj.bias": np.zeros(12, np.float32)},
               tmp_path / "wide.safetensors")
-    with pytest.raises(ValueError, match=r"'llama_proj.weight' .* has shape \(12, 9\); .* \(8, 12\)"):
+    with pytest.raises(ValueError, match=r"'linear_1.weight' .* has shape \(12, 9\); .* \(8, 12\)"):
         minigpt4.compose(eyes, language, tmp_path / "wide.safetensors")
     with pytest.raises(ValueError, match="is pickled, .* convert it once: python -c"):
         minigpt4.compose(eyes, language, tmp_path / "pretrained.pth")

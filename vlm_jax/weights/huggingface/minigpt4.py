@@ -16,21 +16,20 @@ from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.model import ModelConfig, abstract_params
 from vlm_jax.models.transformer import Params
 from vlm_jax.weights.files import read_json
-from vlm_jax.weights.huggingface import folder, safetensors
+from vlm_jax.weights.huggingface import folder, projector, safetensors
 from vlm_jax.weights.huggingface.families import blip2, decoder
-from vlm_jax.weights.huggingface.table import Weight, import_params, linear
+from vlm_jax.weights.huggingface.table import Weight, import_params
 
 IMAGE = 0  # <unk>: an id that Llama's byte fallback never writes, and whose embedding an image token does not use
-PROJECTION = linear("connector/linear_1", "llama_proj")
 
 
 def compose(
     eyes: epath.PathLike, language: epath.PathLike, projection: epath.PathLike,
 ) -> tuple[ModelConfig, Params]:
-    """The model of three folders (the projection's may be a file), every parameter as it is stored.
+    """The model of two folders, every parameter as it is stored, and of a projection in a file (see `projector.load`:
+    `llama_proj.weight` and `llama_proj.bias` as safetensors), in float32.
 
-    The released projection holds `llama_proj.weight` and `llama_proj.bias`, as safetensors. Raises ValueError where a
-    part is not what it should be or does not fit the others.
+    Raises ValueError where a part is not what it should be or does not fit the others.
     """
     eyes, language = epath.Path(eyes), epath.Path(language)
     hf, parts = read_json(eyes / folder.CONFIG), read_json(language / folder.CONFIG)
@@ -42,11 +41,13 @@ def compose(
         vision=blip2.vision_config(hf.get("vision_config") or {}), decoder=folder.load_config(language).decoder,
         connector=ConnectorConfig("qformer", qformer=blip2.qformer_config(hf)))
     looking = [*blip2.vision_table(config.vision), *blip2.qformer_table(config.connector.qformer)]
-    shapes = traverse_util.flatten_dict(abstract_params(config), sep="/")
+    abstract = abstract_params(config)
+    shapes = traverse_util.flatten_dict(abstract, sep="/")
     flat = _read(eyes, looking, shapes, lambda name: None if name.startswith("language_") else name)
     flat |= _read(language, decoder.table(config.decoder), shapes, decoder.rename)
-    flat |= _read(epath.Path(projection), PROJECTION, shapes, lambda name: name)
-    return config, traverse_util.unflatten_dict(flat, sep="/")
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    linear = projector.load(projection, {"linear_1": abstract["connector"]["linear_1"]})
+    return config, params | {"connector": params["connector"] | linear}
 
 
 def _read(files: epath.Path, table: Sequence[Weight], shapes: Params, rename) -> dict[str, jax.Array]:
@@ -67,7 +68,7 @@ def save(
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (eyes / name).exists():
             (out / name).write_bytes((eyes / name).read_bytes())
-    hf = blip2.hf_config(config) | {"image_token_index": IMAGE, "dtype": str(jax.tree.leaves(params)[0].dtype)}
+    hf = blip2.hf_config(config) | {"image_token_index": IMAGE, "dtype": str(params["decoder"]["embedding"].dtype)}
     text = {key: value for key, value in read_json(language / folder.CONFIG).items() if key != "architectures"}
     folder.save_json(out / folder.CONFIG, hf | {"text_config": text})
     folder.save_params(out, blip2.FAMILY, config, params)

@@ -26,13 +26,15 @@ def is_file(path: str) -> bool:
 
 
 def load(file: epath.PathLike, connector: Any) -> Any:
-    """The parameters of `connector`, a tree of linear layers, from a safetensors file; cast and placed as they are.
+    """The parameters of `connector`, a tree of linear layers, from a safetensors file; cast and placed as they are. A
+    Q-Former in front of them, which such a file never holds, stays what it is.
 
     The file says them as `model.mm_projector.0.weight`, `model.mm_projector.2.weight` (an MLP, whose activation has
     number 1), `model.mm_projector.weight` (one layer), `llama_proj.weight` (MiniGPT-4), each with its bias; `model.` may
     be missing. Raises ValueError, with all names, unless it holds them all and nothing else, in the right shapes.
     """
-    flat = traverse_util.flatten_dict(connector, sep="/")
+    kept = {name: part for name, part in connector.items() if name == "qformer"}
+    flat = traverse_util.flatten_dict({name: part for name, part in connector.items() if name not in kept}, sep="/")
     layers = sorted({path.split("/")[0] for path in flat})
     if strange := sorted(path for path in flat if not re.fullmatch(r"linear_[12]/(kernel|bias)", path)):
         raise ValueError(f"The connector has {', '.join(strange)}, which no file of a projector holds; take a 'linear' or "
@@ -42,7 +44,7 @@ def load(file: epath.PathLike, connector: Any) -> Any:
     abstract = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first)
                 for path, leaf in flat.items()}
     with safetensors.Reader(file, _rename) as reader:
-        return traverse_util.unflatten_dict(import_params(rows, reader, abstract), sep="/")
+        return kept | traverse_util.unflatten_dict(import_params(rows, reader, abstract), sep="/")
 
 
 def _rename(name: str) -> str:
