@@ -17,7 +17,7 @@ from vlm_jax import cli, config as configs, convert
 from vlm_jax.data import tokenizer
 from vlm_jax.data.images import ImageProcessor
 from vlm_jax.data.records import Message
-from vlm_jax.data.templates import ChatTemplate, render, template
+from vlm_jax.data.templates import TEMPLATES, ChatTemplate, render, template
 from vlm_jax.inference import peer
 from vlm_jax.inference.session import ChatSession
 from vlm_jax.models.model import abstract_params
@@ -123,7 +123,7 @@ def test_verify_is_a_sentence_without_the_extra_and_for_a_workdir(workdir, expor
         convert.verify_folder(str(exported), as_json=False)
 
 
-@pytest.mark.parametrize("name", ["llava", "vicuna_v1"])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])  # which is none to chat with
 @pytest.mark.parametrize("layout", ["interleaved", "delimited", "front"])
 def test_the_written_template_says_what_ours_renders(name, layout):
     said = [("user", "<image>\nwhat?"), ("assistant", "a cat"), ("user", "and now?")]

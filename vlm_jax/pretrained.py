@@ -132,7 +132,7 @@ def load_pretrained(path: epath.PathLike, dtype: str | None = "float32", mesh: M
         return _published(path, lambda config: folder.load_params(path, config, dtype, place))
     config = configs.resolve(values)
     processor = processor_for(config, tokenizers.load(path / "tokenizer.json"))
-    ids = TokenIds(processor.tokenizer.special.get(IMAGE), (processor.eos_id,), processor.pad_id, processor.banned_ids)
+    ids = TokenIds(processor.tokenizer.special.get(IMAGE), (processor.end_id,), processor.pad_id, processor.banned_ids)
     return Pretrained(config.model, _newest(path, config.model, dtype, place), processor, ids)
 
 

@@ -174,7 +174,7 @@ def make_tokenizer(config: configs.RunConfig) -> tokenizers.Tokenizer:
     once = [data for n, data in enumerate(stages) if data.source not in [other.source for other in stages[:n]]]
     chat = template(config.processor.template)
     said = (text for data in once for source in data.records() for text in texts(source, TOKENIZER_RECORDS, chat))
-    return tokenizers.train(said, config.processor.vocab_size)
+    return tokenizers.train(said, config.processor.vocab_size, chat.own_tokens())
 
 
 def params_sha256(params: Any) -> str:

@@ -195,6 +195,19 @@ def test_answers_end_at_the_end_token():
     assert END not in p.banned_ids and set(p.banned_ids) == {PAD, BOS, IMAGE, START, STOP}
 
 
+def test_an_answer_ends_with_the_template_s_own_token():
+    eyes = types.SimpleNamespace(image_size=32, patch_size=16)
+    tokenizer = train(["user assistant"], 300, ("<|im_start|>", "<|im_end|>"))
+    p = Processor(ProcessorConfig(ImageProcessor(32), template="chatml"), tokenizer, eyes, 8)
+    start, end = (tokenizer.special[token] for token in ("<|im_start|>", "<|im_end|>"))
+    row = p.conversation(talk("<|im_end|>", "a"))
+    assert row.ids.tolist().count(end) == row.ids.tolist().count(start) == 2  # two turns, whatever the user writes
+    assert row.ids[-1] == end and row.loss[-1] == 1
+    assert end not in p.banned_ids and {start, p.eos_id} < set(p.banned_ids)
+    assert p.answer([*tokenizer.encode("a"), end, start]) == "a"
+    assert p.text("a")[2] == p.eos_id  # a caption of the text tower ends as ever
+
+
 def test_a_question_gets_the_marks_it_lacks():
     p = processor()
     assert p.question("Why?") == talk("<image>\nWhy?")
@@ -209,7 +222,9 @@ def test_images_of_any_size_become_the_models():
 
 
 def test_options_that_cannot_be_honoured():
-    with pytest.raises(ValueError, match="'chatml' is unknown"):
+    with pytest.raises(ValueError, match="'xml' is unknown"):
+        processor(template="xml")
+    with pytest.raises(ValueError, match=r"no special token <\|im_start\|>, which the chat template 'chatml' writes"):
         processor(template="chatml")
     with pytest.raises(ValueError, match="'back' is unknown"):
         processor(layout="back")

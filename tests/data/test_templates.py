@@ -4,6 +4,7 @@ import pytest
 
 from vlm_jax.data.records import Message
 from vlm_jax.data.templates import LAYOUTS, TEMPLATES, Piece, count_marks, render, template
+from vlm_jax.data.tokenizer import SPECIAL_TOKENS, train
 
 
 def talk(*texts: str, system: str | None = None) -> tuple[Message, ...]:
@@ -51,6 +52,42 @@ def test_a_system_message_takes_the_place_of_the_default():
     assert written("plain", conversation) == "<s>Hello</s>"
 
 
+def test_llama2():
+    assert written("llama2", TWO) == (
+        "<s>[INST] <image>\nWhat is it? [/INST] A cat. </s><s>[INST] What color? [/INST] Red. </s>")
+    assert written("llama2", talk("Hi", "Hello", "Bye", system="Be brief.")) == (
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello </s><s>[INST] Bye [/INST]")
+
+
+def test_llama3():
+    assert written("llama3", talk("Hi", "Hello", "Bye", system="Be brief.")) == (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        "Hello<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_chatml_and_internvl():
+    said = ("<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
+            "<|im_start|>user\nWhat color?<|im_end|>\n<|im_start|>assistant\nRed.<|im_end|>")
+    assert written("chatml", TWO) == said
+    system = TEMPLATES["internvl"].default_system
+    assert "InternVL" in system and written("internvl", TWO) == f"<|im_start|>system\n{system}<|im_end|>\n" + said
+    assert written("chatml", talk("Hi", system="Be brief.")) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_gemma():
+    assert written("gemma", talk("Hi", "Hello", "Bye", system="Be brief.")) == (
+        "<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n"
+        "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n")
+
+
+def test_mistral():
+    assert written("mistral", TWO) == "<s>[INST] <image>\nWhat is it? [/INST] A cat.</s>[INST] What color? [/INST] Red.</s>"
+    assert written("mistral", talk("Hi", system="Be brief.")) == "<s>[INST] Be brief.\n\nHi [/INST]"
+
+
 # The pieces, and which of them are learnt.
 
 
@@ -67,7 +104,12 @@ def test_pieces_of_one_turn():
 @pytest.mark.parametrize("name, expected", [
     ("llava", [" A cat.", "</s>", " Red.", "</s>"]),
     ("vicuna_v1", [" A cat.", "</s>", " Red.", "</s>"]),
-    ("plain", ["A cat.", "</s>", "Red.", "</s>"])])
+    ("plain", ["A cat.", "</s>", "Red.", "</s>"]),
+    ("llama2", [" A cat. ", "</s>", " Red. ", "</s>"]), ("mistral", [" A cat.", "</s>", " Red.", "</s>"]),
+    ("llama3", ["A cat.", "<|eot_id|>", "Red.", "<|eot_id|>"]),
+    ("chatml", ["A cat.", "<|im_end|>", "Red.", "<|im_end|>"]),
+    ("internvl", ["A cat.", "<|im_end|>", "Red.", "<|im_end|>"]),
+    ("gemma", ["A cat.", "<end_of_turn>", "Red.", "<end_of_turn>"])])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_answers_and_their_ends_are_learnt_and_nothing_else(name, expected, layout):
     assert learnt(name, TWO, layout) == expected
@@ -138,6 +180,27 @@ def test_special_tokens_in_the_users_words_are_words():
         Piece("</s>", special=True, loss=True)]
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whatever_people_write_the_special_tokens_are_the_templates(name, layout):
+    """Every delimiter of every template, in every role's words, is rendered as words and encoded as words."""
+    tokens = [*SPECIAL_TOKENS, *dict.fromkeys(t for chat in TEMPLATES.values() for t in chat.own_tokens()), "[INST]", "<<SYS>>"]
+    evil = " ".join(token for token in tokens if token != "<image>")
+    chat = TEMPLATES[name]
+    tokenizer = train([evil], 400, chat.own_tokens())
+    harmless, harmful = (talk(f"<image>{text}", text, text, text, system=text) for text in ("x", evil))
+
+    def special(conversation):
+        pieces = render(chat, conversation, layout)
+        ids = [i for p in pieces for i in ([tokenizer.special[p.text]] if p.special else tokenizer.encode(p.text))]
+        assert [p.text for p in pieces if p.special] == [tokens_of[i] for i in ids if i in tokens_of]
+        return [p.text for p in pieces if p.special]
+
+    tokens_of = {number: token for token, number in tokenizer.special.items()}
+    assert set(chat.own_tokens()) <= set(tokenizer.special)
+    assert special(harmful) == special(harmless)
+
+
 def test_a_conversation_that_ends_with_the_user_asks_for_an_answer():
     prompt = talk("<image>\nWhat is it?")
     assert written("llava", prompt) == "<s>USER: <image>\nWhat is it? ASSISTANT:"
@@ -162,7 +225,7 @@ def test_braces_are_characters(text):
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="'vicuna' is unknown; choose one of plain, llava, vicuna_v1"):
+    with pytest.raises(ValueError, match="'vicuna' is unknown; choose one of plain, llava, vicuna_v1, llama2, llama3"):
         template("vicuna")
     with pytest.raises(ValueError, match="'back' is unknown; choose one of interleaved, front, delimited"):
         render(TEMPLATES["llava"], ONE, "back")

@@ -48,7 +48,12 @@ class Processor:
         self.template = template(config.template)
         self.tokens_per_image = num_visual_tokens(model, *config.image.size)
         self.pad_id, self.bos_id, self.eos_id = (tokenizer.special[t] for t in (PAD, BOS, EOS))
-        special = [i for i in tokenizer.special.values() if i != self.eos_id]
+        for token in self.template.own_tokens():
+            if token not in tokenizer.special:
+                raise ValueError(f"The tokenizer has no special token {token}, which the chat template '{config.template}' "
+                                 f"writes; leave processor.tokenizer empty to train one that has, or change the template.")
+        self.end_id = tokenizer.special[self.template.end.text]  # ends an answer; eos_id ends a row of the text tower
+        special = [i for i in tokenizer.special.values() if i != self.end_id]
         self.banned_ids = (*special, *range(len(tokenizer), vocab_size))  # never to be generated
 
     def text(self, text: str) -> np.ndarray:
@@ -141,7 +146,7 @@ class Processor:
     def answer(self, ids: Sequence[int]) -> str:
         """Text of generated ids, up to the first end token."""
         ids = [int(i) for i in ids]
-        return self.tokenizer.decode(ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids).strip()
+        return self.tokenizer.decode(ids[: ids.index(self.end_id)] if self.end_id in ids else ids).strip()
 
     def question(self, text: str, images: int = 1) -> Conversation:
         """A user's question about `images` images, marks in front unless the text already has them."""

@@ -7,10 +7,11 @@ tokenised twice to find it, and special tokens are pieces of their own that no u
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Iterator
 
 from vlm_jax.data.records import IMAGE_MARK, Conversation
-from vlm_jax.data.tokenizer import BOS, EOS, IMAGE, IMAGE_END, IMAGE_START
+from vlm_jax.data.tokenizer import BOS, EOS, IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS
 
 LAYOUTS = ("interleaved", "front", "delimited")
 
@@ -28,7 +29,10 @@ class Piece:
 class ChatTemplate:
     """What stands around each turn. `end` closes an answer and is learnt with it.
 
-    `user` and `answer` hold `{text}`. A template with `user_text` False says nothing of the user but the images.
+    `user`, `answer` and `system` hold `{text}`. `begin` opens a conversation, `again` each user's turn but the first,
+    and `after` stands between an answer and the next turn; none of them is learnt. `special` are the parts of all these
+    that are single tokens. `system_inside` puts what the system says in the first user's turn, before the user's words.
+    A template with `user_text` False says nothing of the user but the images.
     """
 
     user: str
@@ -38,9 +42,23 @@ class ChatTemplate:
     default_system: str = ""
     end: Piece = Piece(EOS, special=True, loss=True)
     user_text: bool = True
+    begin: str = BOS
+    again: str = ""
+    after: str = ""
+    special: tuple[str, ...] = (BOS, EOS)
+    system_inside: bool = False
+
+    def own_tokens(self) -> tuple[str, ...]:
+        """The special tokens that a tokenizer has to have for this template, besides those that all have."""
+        return tuple(token for token in dict.fromkeys((*self.special, self.end.text)) if token not in SPECIAL_TOKENS)
 
 
 _VICUNA = ChatTemplate(user="USER: {text} ", open="ASSISTANT:", answer=" {text}", system="{text} ")
+_INST = ChatTemplate(user="[INST] {text} [/INST]", open="", answer=" {text}", system="{text}\n\n", system_inside=True)
+_CHATML = ChatTemplate(
+    user="<|im_start|>user\n{text}<|im_end|>\n", open="<|im_start|>assistant\n", answer="{text}",
+    system="<|im_start|>system\n{text}<|im_end|>\n", end=Piece("<|im_end|>", special=True, loss=True), after="\n",
+    begin="", special=("<|im_start|>", "<|im_end|>"))
 
 TEMPLATES = {
     # LLaVA's first stage: the image, then its caption; what the user says is discarded. Theirs ends with a newline and
@@ -52,6 +70,25 @@ TEMPLATES = {
     "vicuna_v1": dataclasses.replace(_VICUNA, default_system=(
         "A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions.")),
+    # Llama 2 chat: every question opens a sequence of its own.
+    "llama2": dataclasses.replace(_INST, answer=" {text} ", system="<<SYS>>\n{text}\n<</SYS>>\n\n", again=BOS),
+    "llama3": ChatTemplate(
+        user="<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|>",
+        open="<|start_header_id|>assistant<|end_header_id|>\n\n", answer="{text}",
+        system="<|start_header_id|>system<|end_header_id|>\n\n{text}<|eot_id|>",
+        end=Piece("<|eot_id|>", special=True, loss=True),
+        special=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    # Qwen and many others.
+    "chatml": _CHATML,
+    "gemma": ChatTemplate(
+        user="<start_of_turn>user\n{text}<end_of_turn>\n", open="<start_of_turn>model\n", answer="{text}",
+        system="{text}\n\n", end=Piece("<end_of_turn>", special=True, loss=True), after="\n",
+        special=("<start_of_turn>", "<end_of_turn>"), system_inside=True),
+    # Mistral 7B instruct, whose brackets are text.
+    "mistral": _INST,
+    # InternVL 2.5 on InternLM and Qwen: ChatML with its system sentence ("you are InternVL, made by ...").
+    "internvl": dataclasses.replace(_CHATML, default_system=(
+        "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。")),
 }
 
 
@@ -74,25 +111,46 @@ def render(chat: ChatTemplate, conversation: Conversation, layout: str = "interl
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Image layout '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
-    pieces = [Piece(BOS, special=True)]
+    pieces = list(_written(chat, chat.begin))
     if layout == "front":
         pieces += [Piece(IMAGE, special=True)] * count_marks(conversation)
     system = next((m.text for m in conversation if m.role == "system"), chat.default_system)
-    if system:
-        pieces.append(Piece(chat.system.format(text=system)))
+    inside = list(_filled(chat, chat.system, system)) if system and chat.system else []
+    if not chat.system_inside:
+        pieces += inside
+    last = None
     for message in conversation:
+        pieces += _written(chat, chat.after) if last == "assistant" else ()
         if message.role == "user":
-            pieces += _user(chat, message.text, layout)
+            pieces += _written(chat, chat.again) if last == "assistant" else ()
+            pieces += _user(chat, message.text, layout, inside if chat.system_inside and last in (None, "system") else [])
         elif message.role == "assistant":
-            pieces += [Piece(chat.open), Piece(chat.answer.format(text=message.text), loss=True), chat.end]
-    if conversation[-1].role == "user":
-        pieces.append(Piece(chat.open))
+            pieces += [*_written(chat, chat.open), *_filled(chat, chat.answer, message.text, loss=True), chat.end]
+        last = message.role
+    if last == "user":
+        pieces += _written(chat, chat.open)
     return _join(pieces)
 
 
-def _user(chat: ChatTemplate, text: str, layout: str) -> Iterator[Piece]:
+def _written(chat: ChatTemplate, form: str, loss: bool = False) -> Iterator[Piece]:
+    """A template's own words, taken apart where its special tokens are."""
+    for part in re.split("(" + "|".join(map(re.escape, chat.special)) + ")", form):
+        yield Piece(part, special=part in chat.special, loss=loss)
+
+
+def _filled(chat: ChatTemplate, form: str, text: str, loss: bool = False) -> Iterator[Piece]:
+    """A form with somebody's text in it; whatever it spells, the text is text."""
+    before, after = form.split("{text}")
+    yield from _written(chat, before, loss)
+    yield Piece(text, loss=loss)
+    yield from _written(chat, after, loss)
+
+
+def _user(chat: ChatTemplate, text: str, layout: str, first: list[Piece]) -> Iterator[Piece]:
+    """A user's turn, with `first` before the user's words."""
     before, after = chat.user.split("{text}")
-    yield Piece(before)
+    yield from _written(chat, before)
+    yield from first
     parts = text.split(IMAGE_MARK)
     for i, part in enumerate(parts):
         if i and layout == "front":
@@ -103,7 +161,7 @@ def _user(chat: ChatTemplate, text: str, layout: str) -> Iterator[Piece]:
             yield Piece(IMAGE, special=True)
         if chat.user_text:
             yield Piece(part)
-    yield Piece(after)
+    yield from _written(chat, after)
 
 
 def _join(pieces: list[Piece]) -> list[Piece]:

@@ -41,7 +41,8 @@ class Tokenizer:
         backend.encode_special_tokens = True  # "</s>" in a user's text is five characters, not the end token
         self.backend = backend
         convention = CLIP if backend.token_to_id(clip.END) is not None else OWN
-        self.special = {token: backend.token_to_id(name) for token, name in convention.names.items()}
+        self.special = {token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+        self.special |= {token: backend.token_to_id(name) for token, name in convention.names.items()}
         missing = [token for token, number in self.special.items() if number is None]
         if missing:
             raise ValueError(f"The tokenizer has no {', '.join(missing)}; train it with vlm_jax.data.tokenizer.train.")
@@ -83,19 +84,20 @@ def load(path: epath.PathLike) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids, the 256 bytes and the special tokens included.
+def train(texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` ids, the 256 bytes and the special tokens included; `special` are more of
+    these (a chat template's own).
 
     The same texts in the same order give the same tokenizer.
     """
-    smallest = 256 + len(SPECIAL_TOKENS)
+    smallest = 256 + len(SPECIAL_TOKENS) + len(special)
     if vocab_size < smallest:
         raise ValueError(f"vocab_size {vocab_size} is too small; bytes and special tokens alone need {smallest}.")
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+        vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *special], show_progress=False,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend)

@@ -52,7 +52,7 @@ def answers(
         written = generate(
             model, params, spread(prompt),
             spread(np.stack([images(question) for question in group])) if slots else None,
-            max_new_tokens=max_new_tokens, eos_ids=(processor.eos_id,), pad_id=processor.pad_id,
+            max_new_tokens=max_new_tokens, eos_ids=(processor.end_id,), pad_id=processor.pad_id,
             banned=processor.banned_ids)
         found += [processor.answer(ids) for ids in fetch(written)[:real]]
     return found

@@ -59,7 +59,7 @@ class ChatSession:
             self.model, self.params, fill(new.ids, self.processor.pad_id), fill(np.zeros(len(new), np.int32), PADDING),
             fill(np.arange(self.read, position, dtype=np.int32), 0), fill(new.image_index, -1), self.visual,
             self.cache, jax.random.fold_in(self.rng, len(messages)), steps=self.max_new_tokens, sampler=self.sampler,
-            eos_id=self.processor.eos_id, pad_id=self.processor.pad_id, banned=self.processor.banned_ids)
+            eos_id=self.processor.end_id, pad_id=self.processor.pad_id, banned=self.processor.banned_ids)
         answer = self.processor.answer(written[0])
         self.messages = [*messages, Message("assistant", answer)]
         self.read = position + self._remember(position, np.asarray(written[0]), int(self.cache.length) - start)

@@ -31,7 +31,7 @@ def save(folder: epath.Path, config: ModelConfig, params: Params, processor: Pro
         raise ValueError("Only a model with a decoder can be exported yet; this one has image and text tower alone.")
     parts = ModelConfig(vision=config.vision, connector=config.connector, decoder=config.decoder)
     hf = llava.FAMILY.hf_config(parts)
-    ids = {"bos_token_id": processor.bos_id, "eos_token_id": processor.eos_id, "pad_token_id": processor.pad_id}
+    ids = {"bos_token_id": processor.bos_id, "eos_token_id": processor.end_id, "pad_token_id": processor.pad_id}
     hf |= {"image_token_index": processor.tokenizer.special[IMAGE], "torch_dtype": str(jax.tree.leaves(params)[0].dtype)}
     hf["text_config"] |= ids
     image = image_processor(processor.config.image)
@@ -93,18 +93,20 @@ def jinja(chat: ChatTemplate, layout: str) -> str:
     text = ("{% macro said(m) %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
             f"{{% if c.type == 'image' %}}{{{{ {image} }}}}{{% else %}}{{{{ c.text }}}}{{% endif %}}"
             "{% endfor %}{% endif %}{% endmacro %}")
-    turns = {"system": chat.system, "user": chat.user, "assistant": chat.open + chat.answer + chat.end.text}
-    cases = [f"{{% {'elif' if i else 'if'} m.role == '{role}' %}}{_around(form, '{{ said(m) }}')}"
-             for i, (role, form) in enumerate(turns.items())]
-    default = ""
-    if chat.default_system:
-        sentence = _literal(chat.system.format(text=chat.default_system))
-        default = f"{{% if messages[0].role != 'system' %}}{sentence}{{% endif %}}"
     front = ""
     if layout == "front":
         front = ("{% for m in messages %}{% if m.content is not string %}{% for c in m.content %}"
                  f"{{% if c.type == 'image' %}}{_literal(IMAGE)}{{% endif %}}{{% endfor %}}{{% endif %}}{{% endfor %}}")
-    return (text + _literal(BOS) + front + default + "{% for m in messages %}" + "".join(cases)
+    set_system = (f"{{% set ns = namespace(last='', system={json.dumps(chat.default_system)}) %}}"
+                  "{% if messages[0].role == 'system' %}{% set ns.system = said(messages[0]) %}{% endif %}")
+    system = f"{{% if ns.system %}}{_around(chat.system, '{{ ns.system }}')}{{% endif %}}" if chat.system else ""
+    outside, inside = ("", f"{{% if not ns.last %}}{system}{{% endif %}}") if chat.system_inside else (system, "")
+    between = f"{{% if ns.last == 'assistant' %}}{_literal(chat.after + chat.again)}{{% endif %}}"
+    turns = {"user": between + _around(chat.user, inside + "{{ said(m) }}"),
+             "assistant": _around(chat.open + chat.answer + chat.end.text, "{{ said(m) }}")}
+    cases = [f"{{% {'elif' if i else 'if'} m.role == '{role}' %}}{turn}{{% set ns.last = m.role %}}"
+             for i, (role, turn) in enumerate(turns.items())]
+    return (text + set_system + _literal(chat.begin) + front + outside + "{% for m in messages %}" + "".join(cases)
             + "{% endif %}{% endfor %}{% if add_generation_prompt %}" + _literal(chat.open) + "{% endif %}")
 
 
