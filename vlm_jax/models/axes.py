@@ -28,6 +28,8 @@ PARAMETERS = (
     (r"[^/]+", ("vector",)),  # biases, norms and single tokens: never worth splitting
 )
 
+STACKS = r"(^|/)(blocks|qformer)/"  # what lies under these has a leading axis of layers
+
 # Mesh axes that split a dimension of an activation. Keys and values are whole along their tokens: each query sees all.
 ACTIVATIONS = {
     "batch": ("data", "fsdp"), "tokens": ("context",), "keys": (), "embed": (), "heads": ("tensor",), "head_dim": (),
@@ -40,7 +42,7 @@ def parameter_axes(path: str, ndim: int) -> tuple[str, ...]:
 
     Raises ValueError where the table knows no parameter of that path with so many dimensions.
     """
-    stacked = ("layers",) if "blocks/" in path else ()
+    stacked = ("layers",) if re.search(STACKS, path) else ()
     for pattern, names in PARAMETERS:
         if re.search(rf"(^|/)({pattern})$", path):
             if ndim == len(stacked + names):

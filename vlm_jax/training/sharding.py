@@ -91,3 +91,13 @@ def state_shardings(abstract: Any, mesh: AnyMesh, rules: Rules = RULES) -> Any:
 def _keys(key_path: tuple) -> list[str]:
     """The dictionary keys on the way to a leaf: of a parameter its path in parts, of a moment one key, that path."""
     return [key.key for key in key_path if isinstance(key, jax.tree_util.DictKey)]
+
+
+def table(abstract: Any, mesh: AnyMesh) -> str:
+    """One line a parameter: path, shape, names of the dimensions, and the mesh axis that splits each."""
+    lines, placed = [], jax.tree.leaves(state_shardings(abstract, mesh))
+    for (key_path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(abstract), placed, strict=True):
+        path = "/".join(_keys(key_path))
+        columns = leaf.shape, parameter_axes(path, leaf.ndim), (axis or "-" for axis in sharding.spec)
+        lines.append(" | ".join([path, *(",".join(map(str, column)) for column in columns)]).rstrip() + "\n")
+    return "".join(sorted(lines))
