@@ -23,6 +23,7 @@ def test_every_parameter_lives_where_the_table_says(model, machine):
     assert sharding_table(model, machine) == (GOLDEN / f"{model}.{machine}.txt").read_text()
 
 
+@pytest.mark.long
 def test_every_published_model_fits_every_machine():
     """No parameter without names, none that does not divide, none of any size that stays whole."""
     for model in list_presets():
