@@ -3,9 +3,10 @@
 The processors of published checkpoints. A folder with a `cases.json` (texts, ids, decoded texts, conversations) is a
 tokenizer's. One with a `reference.npz` that has keys `<case>/raw/<name>` is a checkpoint's: of the raw images and
 prompts, given as text and as messages, its processor must make exactly `<case>/in/<name>` (pixels within one grey
-level). One with an `images.npz` is of image processors alone: NAME.json is a preprocessor_config.json, and of the
-image KEY the keys NAME/KEY/... of its reference.npz tell the shape, a sample, a digest of the pixels before they are
-normalised, and the other arrays. Prints what differs in every folder, and exits 1 where anything does.
+level), and of these its model `<case>/out/<name>`, within the tolerance of `experiments.parity`. One with an
+`images.npz` is of image processors alone: NAME.json is a preprocessor_config.json, and of the image KEY the keys
+NAME/KEY/... of its reference.npz tell the shape, a sample, a digest of the pixels before they are normalised, and the
+other arrays. Prints what differs in every folder, and exits 1 where anything does.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import hashlib
 import json
 import pathlib
 import sys
+import tempfile
 from typing import Any, Iterator
 
 import numpy as np
 from PIL import Image
 
 import vlm_jax
-from experiments.parity import part
+from experiments.parity import differences, part, with_config
 from vlm_jax.data.huggingface import images as hf_images
 
 GREY_LEVEL = 1 / 255 / 0.25  # in normalised pixels; the standard deviations that processors divide by are larger
@@ -90,26 +92,22 @@ def image_checks(folder: pathlib.Path) -> Iterator[Check]:
 
 
 def checkpoint_checks(folder: pathlib.Path) -> Iterator[Check]:
-    """Every array of every case, from text and from messages."""
+    """With either config: every input of every case, from text and from messages, and every output from text."""
     reference = np.load(folder / "reference.npz")
-    try:
-        p = vlm_jax.load_processor(folder)
-    except ValueError as error:
-        yield "load", str(error), "no error"
-        return
-    names = list(dict.fromkeys(key.split("/")[0] for key in reference))
-    for case in names:
-        wanted = part(reference, case, "in")
-        raw = part(reference, case, "raw") or part(reference, "batch", "raw")  # `right` is the first two of `batch`
-        for kind, prompts in ways(raw, len(wanted["input_ids"])).items():
-            try:
-                got = p(**prompts, padding_side="right" if case == "right" else "left")
-            except ValueError as error:
-                yield f"{case} {kind}", str(error), "no error"
-                continue
-            yield f"{case} {kind} names", sorted(got), sorted(wanted)
-            for name in sorted(set(got) & set(wanted)):
-                yield f"{case} {kind} {name}", got[name], wanted[name]
+    for config in ("config.json", "config.hub.json"):
+        with tempfile.TemporaryDirectory() as copy:
+            pt = vlm_jax.load_pretrained(with_config(folder, config, pathlib.Path(copy)))
+        for case in dict.fromkeys(key.split("/")[0] for key in reference):
+            wanted = part(reference, case, "in")
+            raw = part(reference, case, "raw") or part(reference, "batch", "raw")  # `right`: the first of `batch`
+            for kind, prompts in ways(raw, len(wanted["input_ids"])).items():
+                where = f"{config.removesuffix('.json')} {case} {kind}"
+                got = pt.processor(**prompts, padding_side="right" if case == "right" else "left")
+                yield f"{where} names", sorted(got), sorted(wanted)
+                yield from ((f"{where} {name}", got[name], wanted[name]) for name in sorted(set(got) & set(wanted)))
+                if kind == "text":
+                    for name, error, good in differences(pt, got, part(reference, case, "out")):
+                        yield f"{where} {name}", "equal" if good else f"{error:.1e} away", "equal"
 
 
 def ways(raw: dict[str, np.ndarray], rows: int) -> dict[str, dict[str, Any]]:
