@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 from vlm_jax.weights.huggingface.families import (
-    blip2, clip, dinov2, gemma, gemma2, gemma3, gemma3_text, idefics3, internvl, llama, llava, llava_next,
-    llava_onevision, llava_original, mistral, opt, paligemma, qwen2, qwen2_5_vl, qwen2_vl, qwen3, siglip, siglip2, vit)
+    blip2,
+    clip,
+    dinov2,
+    gemma,
+    gemma2,
+    gemma3,
+    gemma3_text,
+    idefics3,
+    internvl,
+    llama,
+    llava,
+    llava_next,
+    llava_onevision,
+    llava_original,
+    mistral,
+    opt,
+    paligemma,
+    qwen2,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3,
+    siglip,
+    siglip2,
+    vit,
+)
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (
