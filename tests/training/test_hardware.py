@@ -32,8 +32,9 @@ def test_a_mesh_beside_a_machine_is_refused():
 
 
 def test_peak_speed():
-    device = lambda kind: types.SimpleNamespace(device_kind=kind)
+    device = lambda kind: types.SimpleNamespace(device_kind=kind, platform="gpu")
     assert peak_flops(device("NVIDIA H100 80GB HBM3")) == 989e12
     assert peak_flops(device("TPU v5 lite")) == 197e12 and peak_flops(device("TPU v5")) == 459e12
     assert all(peak_flops(device(machine.kind)) > 1e14 for machine in PRESETS.values())
+    assert peak_flops(device("NVIDIA of tomorrow")) is None
     assert 1e8 < peak_flops(jax.devices()[0]) < 1e14  # measured: no maker tells of a CPU

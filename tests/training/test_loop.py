@@ -15,8 +15,9 @@ from etils import epath
 from vlm_jax.data.pipeline import DataConfig, PairsConfig, stage_seed
 from vlm_jax.data.scenes import SceneConfig
 from vlm_jax.objectives.contrastive import ContrastiveConfig
-from vlm_jax.training import loop
-from vlm_jax.training.loop import Clock, LoopConfig, Run, StageConfig, progress, run_stage
+from vlm_jax.training import clock as clocks, loop
+from vlm_jax.training.clock import Clock
+from vlm_jax.training.loop import LoopConfig, Run, StageConfig, progress, run_stage
 from vlm_jax.training.mesh import MeshConfig, make_mesh
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import OptimizerConfig, schedule
@@ -62,6 +63,7 @@ def on_a_line():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "batches", batches)
         patch.setattr(loop, "make_objective", lambda config, model: Line())
+        patch.setattr(loop, "step_flops", lambda *_: 1e6)
         yield asked
 
 
@@ -118,7 +120,8 @@ def test_the_first_step_multiples_and_the_last_are_logged(asked, tmp_path):
         ("a", 1), ("a", 3), ("a", 6), ("a", 7), ("b", 1), ("b", 3), ("b", 4)]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == lines
     assert set(lines[0]) == {"stage", "step", "loss", "squares", "grad_norm", "learning_rate",
-                             "examples_per_s", "step_s", "data_wait"}
+                             "examples_per_s", "step_s", "data_wait", "mfu", "memory_gib"}
+    assert all(0 < line["mfu"] < 1 and line["memory_gib"] > 0 for line in lines)
 
 
 def test_the_learning_rate_that_is_logged_is_the_one_of_the_step(asked, tmp_path):
@@ -246,18 +249,19 @@ def test_the_announcement_and_the_progress_lines(asked, tmp_path, capsys):
     assert out == ""
     assert announced == "a: 4 steps of 4, trains 1,000,000 of 1,000,001 parameters (slope)"
     assert re.fullmatch(r"a 1/4  loss \d\.\d{4}  compiled in \d+ s", first)
-    pattern = r"a [24]/4  loss \d\.\d{4}  \d+ examples/s  waiting \d+%  ETA \d+ s"
+    pattern = r"a [24]/4  loss \d\.\d{4}  \d+ examples/s  MFU \d+%  waiting \d+%  \d+\.\d GiB  ETA \d+ s"
     assert len(others) == 2 and all(re.fullmatch(pattern, line) for line in others)
     assert others[-1].endswith("ETA 0 s")
 
 
 def test_on_a_terminal_the_progress_line_is_rewritten_in_place(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    record = {"stage": "a", "loss": 1.0, "examples_per_s": 10.0, "data_wait": 0.25, "step_s": 0.5}
+    record = {"stage": "a", "loss": 1.0, "examples_per_s": 10.0, "data_wait": 0.25, "step_s": 0.5, "mfu": 0.4,
+              "memory_gib": 1.25}
     progress({**record, "step": 2}, 4)
     progress({**record, "step": 4}, 4)
     text = sys.stderr.text
-    assert text.startswith("\ra 2/4  loss 1.0000  10 examples/s  waiting 25%  ETA 1 s ")
+    assert text.startswith("\ra 2/4  loss 1.0000  10 examples/s  MFU 40%  waiting 25%  1.2 GiB  ETA 1 s ")
     assert text.count("\n") == 1 and text.endswith("\n")
 
 
@@ -277,11 +281,11 @@ class Terminal:
 def test_the_clock_counts_examples_and_the_share_of_waiting(monkeypatch):
     #           made  first batch  second   lap  third    lap
     now = iter([0.0,  0.0, 1.0,    4.0, 5.0, 8.0, 8.0, 8.5, 10.0])
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
-    data, clock = iter([["a"], ["b"], ["c"]]), Clock(batch=16)
-    assert (clock.next(data), clock.next(data)) == (["a"], ["b"])
+    monkeypatch.setattr(clocks, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    data, clock = iter([{"x": "a"}, {"x": "b"}, {"x": "c"}]), Clock(batch=16)
+    assert (clock.next(data)["x"], clock.next(data)["x"]) == ("a", "b")
     assert clock.lap() == {"examples_per_s": 4.0, "step_s": 4.0, "data_wait": 0.25}
-    assert clock.next(data) == ["c"]
+    assert clock.next(data)["x"] == "c"
     assert clock.lap() == {"examples_per_s": 8.0, "step_s": 2.0, "data_wait": 0.25}
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-import time
-from typing import Any, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,9 @@ from vlm_jax.data.processor import Processor
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.objectives.registry import ObjectiveConfig, make_objective
 from vlm_jax.training.cluster import say
+from vlm_jax.training.clock import Clock
+from vlm_jax.training.flops import step_flops
+from vlm_jax.training.hardware import peak_flops
 from vlm_jax.training.mesh import check_batch, host_rows, put_batch
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import OptimizerConfig, count, make_optimizer, peak_rate, schedule, trainable_paths
@@ -108,7 +110,7 @@ def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: i
     start = int(state.step)
     rate = peak_rate(stage.trainable, list(flatten(state.params)))
     announce(name, stage, state, parts["paths"])
-    clock = Clock(stage.data.batch)
+    clock = make_clock(run, stage, state.params, parts["paths"])
     data = batches(stage.data, run.processor, stage_seed(run.seed, name), start, stage.steps,
                    host_rows(stage.data.batch, run.mesh))
     metrics = None
@@ -129,35 +131,19 @@ def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: i
     return state.params
 
 
-class Clock:
-    """Time between log lines: rows per second, the share of it spent waiting for data, and how full the rows were."""
+def make_clock(run: Run, stage: StageConfig, params: Any, trained: list[str]) -> Clock:
+    """The stage's clock; FLOPs are counted once for each shape of a batch."""
+    shapes = jax.eval_shape(lambda: params)
+    seen: dict[Any, float] = {}
 
-    def __init__(self, batch: int):
-        self.batch, self.since = batch, time.monotonic()
-        self.waited, self.steps, self.tokens, self.slots = 0.0, 0, 0, 0
+    def flops(batch: Batch) -> float:
+        key = str(jax.tree.map(np.shape, batch))
+        if key not in seen:
+            seen[key] = step_flops(run.model, shapes, jax.eval_shape(lambda: batch), trained)
+        return seen[key]
 
-    def next(self, data: Iterator[Batch]) -> Batch:
-        """The next batch, and the time it took to come."""
-        start = time.monotonic()
-        batch = next(data)
-        self.waited += time.monotonic() - start
-        self.steps += 1
-        if "segment_ids" in batch:
-            self.tokens += int((batch["segment_ids"] >= 0).sum())
-            self.slots += batch["segment_ids"].size
-        return batch
-
-    def lap(self) -> dict[str, float]:
-        """Figures since the last lap; a stage's first lap is its first step, compilation included."""
-        now = time.monotonic()
-        seconds = max(now - self.since, 1e-9)
-        figures = {"examples_per_s": self.batch * self.steps / seconds, "step_s": seconds / max(self.steps, 1),
-                   "data_wait": self.waited / seconds}
-        if self.slots:
-            figures["utilisation"] = self.tokens / self.slots  # real tokens of this host's rows, of all they could hold
-        self.since = now
-        self.waited, self.steps, self.tokens, self.slots = 0.0, 0, 0, 0
-        return figures
+    peak = peak_flops(run.mesh.devices.flat[0])
+    return Clock(stage.data.batch, flops, peak and peak * run.mesh.size, getattr(run.processor, "pad_id", None))
 
 
 def announce(name: str, stage: StageConfig, state: TrainState, paths: list[str]) -> None:
@@ -177,6 +163,8 @@ def progress(record: dict[str, Any], steps: int) -> None:
         line += f"compiled in {record['step_s']:.0f} s"
     else:
         left = (steps - record["step"]) * record["step_s"]
-        line += f"{record['examples_per_s']:.0f} examples/s  waiting {record['data_wait']:.0%}  ETA {left:.0f} s"
+        mfu = "unknown" if record["mfu"] is None else f"{record['mfu']:.0%}"
+        line += f"{record['examples_per_s']:.0f} examples/s  MFU {mfu}  "
+        line += f"waiting {record['data_wait']:.0%}  {record['memory_gib']:.1f} GiB  ETA {left:.0f} s"
     terminal = sys.stderr.isatty()
     say(f"\r{line:<78}" if terminal else line, end="" if terminal and record["step"] < steps else "\n")
