@@ -244,17 +244,26 @@ def damage(workdir):
     return newest
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_is_still_good(
-        copy, unbroken, config, environment, run_here):
+def test_a_truncated_checkpoint_is_named_and_kept_and_the_run_goes_on_from_the_one_before(
+        copy, unbroken, config, environment):
+    newest = damage(copy)
+    before = snapshot(newest)
+    done = subprocess.run(command(config, copy), cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    warning, = (line for line in done.stderr.splitlines() if line.startswith("warning: "))
+    aside = copy / "unreadable-checkpoints/12-0"
+    assert f"the checkpoint {newest} cannot be read" in warning and f"it is now {aside}" in warning
+    assert warning.endswith("goes on from checkpoint 10.") and snapshot(aside) == before
+    assert sha(copy) == sha(unbroken)
+    assert [(record["stage"], record["step"]) for record in lines(copy)] == LOGGED
+
+
+def test_where_no_checkpoint_can_be_read_all_stay_where_they_are(copy, config, run_here):
+    shutil.rmtree(copy / "checkpoints/10")
     newest = damage(copy)
     before = snapshot(copy)
     refused(run_here("--config", config, "--workdir", copy),
             f"The checkpoint {newest} cannot be read", "move that folder away")
     assert snapshot(copy) == before
-    shutil.rmtree(newest)  # what the sentence says
-    subprocess.run(command(config, copy), cwd=ROOT, env=environment, check=True, capture_output=True)
-    assert sha(copy) == sha(unbroken)
-    assert [(record["stage"], record["step"]) for record in lines(copy)] == LOGGED
 
 
 # One workdir, one run.

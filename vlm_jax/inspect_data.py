@@ -172,4 +172,4 @@ def visible(image: np.ndarray, processor: Processor) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    cli.main(main, joins=False)

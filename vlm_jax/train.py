@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 from typing import Any, Iterator
@@ -30,10 +31,12 @@ from vlm_jax.objectives.registry import make_objective
 from vlm_jax.pretrained import processor_for
 from vlm_jax.reports.report import write_report
 from vlm_jax.training.cluster import on_all, on_first, say
+from vlm_jax.training.guards import Notice
 from vlm_jax.training.loop import Run, run_stage
 from vlm_jax.training.mesh import check_batch, make_mesh
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import trainable_paths
+from vlm_jax.training.resume import from_newest, read_together
 from vlm_jax.training.rules import flatten
 from vlm_jax.training.sharding import state_shardings
 from vlm_jax.training.state import sharded
@@ -53,7 +56,7 @@ def main() -> None:
 
 
 def train(values: dict[str, Any], workdir: epath.Path) -> None:
-    """Runs a resolved config in a workdir, which all processes share, to its end; a finished workdir is left as it is."""
+    """Runs a resolved config to its end in a workdir, which all processes share; a finished one is left as it is."""
     config = configs.resolve(values)
     for task in config.evals.tasks:
         check_task(task)
@@ -65,8 +68,10 @@ def train(values: dict[str, Any], workdir: epath.Path) -> None:
             say(f"{workdir} is finished; nothing to do.")
             return
         mesh = make_mesh(config.mesh)
-        with jax.set_mesh(mesh), executing(config.execution), Checkpoints(workdir) as checkpoints:
-            params = run_stages(config, workdir, mesh, checkpoints)
+        with jax.set_mesh(mesh):
+            with executing(config.execution), Checkpoints(workdir) as checkpoints, Notice() as notice:
+                run = functools.partial(run_stages, config, workdir, mesh, checkpoints, notice)
+                params = from_newest(checkpoints, run)
             finish(config, workdir, params)
 
 
@@ -133,14 +138,16 @@ def first_difference(old: Any, new: Any, where: str) -> str:
 
 
 def run_stages(
-    config: configs.RunConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, checkpoints: Checkpoints
+    config: configs.RunConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, notice: Notice,
+    number: int | None,
 ) -> Any:
-    """All stages in order, from the newest checkpoint on; returns the final parameters."""
-    number = on_first(checkpoints.latest)
-    meta = checkpoints.meta(number) if number is not None else {"stage": config.run[0], "step": 0}
+    """All stages in order, from a checkpoint on if there is one; returns the final parameters."""
+    meta = {"stage": config.run[0], "step": 0}
+    if number is not None:
+        meta = read_together(lambda: checkpoints.meta(number))
     reached = (config.run.index(meta["stage"]), meta["step"])
     log = MetricsLog(workdir / "metrics.jsonl", lambda r: (config.run.index(r["stage"]), r["step"]) <= reached)
-    run = Run(config.model, make_processor(config, workdir), mesh, config.seed, log, checkpoints, config.loop)
+    run = Run(config.model, make_processor(config, workdir), mesh, config.seed, log, checkpoints, config.loop, notice)
     if number is None:
         params = sharded(lambda: init_params(config.model, jax.random.key(config.seed)), mesh)
     else:

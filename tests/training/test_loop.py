@@ -17,6 +17,7 @@ from vlm_jax.data.scenes import SceneConfig
 from vlm_jax.objectives.contrastive import ContrastiveConfig
 from vlm_jax.training import clock as clocks, loop
 from vlm_jax.training.clock import Clock
+from vlm_jax.training.guards import Notice
 from vlm_jax.training.loop import LoopConfig, Run, StageConfig, progress, run_stage
 from vlm_jax.training.mesh import MeshConfig, make_mesh
 from vlm_jax.training.metrics import MetricsLog
@@ -73,7 +74,7 @@ def asked(on_a_line):
     return on_a_line
 
 
-def train(workdir, stages, keep=100, stop_at=None, **config):
+def train(workdir, stages, keep=100, stop_at=None, notice=None, **config):
     """Runs stages {name: stage} as vlm_jax.train does; with `stop_at`, up to where that would be logged."""
     workdir = epath.Path(workdir)
     workdir.mkdir(exist_ok=True)
@@ -92,7 +93,7 @@ def train(workdir, stages, keep=100, stop_at=None, **config):
         number = checkpoints.latest()
         meta = checkpoints.meta(number) if number else {"stage": next(iter(stages)), "step": 0}
         log.lines = [line for line in log.lines if keeps(json.loads(line), meta, list(stages))]
-        run = Run(None, None, mesh, 7, log, checkpoints, LoopConfig(**config))
+        run = Run(None, None, mesh, 7, log, checkpoints, LoopConfig(**config), notice or Notice())
         params, offset = (PARAMS if number is None else ABSTRACT), 0
         reached = list(stages).index(meta["stage"])
         for i, (name, stage) in enumerate(stages.items()):
@@ -296,3 +297,75 @@ def test_the_clock_tells_how_full_the_rows_were():
     assert clock.lap()["utilisation"] == 12 / 16
     clock.next(data)
     assert clock.lap()["utilisation"] == 4 / 8
+
+
+# What stops it before its end.
+
+
+class Breaks(Line):
+    """A line whose loss is NaN where the batch says so."""
+
+    def __call__(self, params, batch, rng):
+        sums, weights = super().__call__(params, batch, rng)
+        return {"squares": sums["squares"] + jnp.where(batch["x"][0] < 0, jnp.nan, 0.0)}, weights
+
+
+@pytest.fixture
+def breaks_at(asked, monkeypatch):
+    """The data of these steps (from 1 on) make the loss NaN."""
+    def at(*steps):
+        def batches(config, processor, seed, start, stop, rows):
+            rng = lambda k: np.random.default_rng([seed, k]).random(config.batch, np.float32)
+            return ({"x": rng(k) - 2 * (k + 1 in steps)} for k in range(start, stop))
+        monkeypatch.setattr(loop, "batches", batches)
+        monkeypatch.setattr(loop, "make_objective", lambda config, model: Breaks())
+    return at
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_named(breaks_at, tmp_path):
+    breaks_at(5)
+    with pytest.raises(ValueError) as raised:
+        train(tmp_path, {"a": stage(8)}, log_every=100, checkpoint_every=2)
+    sentence = str(raised.value)
+    assert sentence.startswith("Stage 'a', step 5: the loss or a gradient is not finite, and the update was not")
+    assert f"the last good one is {tmp_path}/checkpoints/4" in sentence and "skip_not_finite=10" in sentence
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 4
+
+
+def test_a_step_that_is_not_finite_is_never_saved(breaks_at, tmp_path):
+    breaks_at(4)
+    with pytest.raises(ValueError, match="step 4.*checkpoints/2"):
+        train(tmp_path, {"a": stage(8)}, log_every=100, checkpoint_every=2)
+
+
+def test_skipped_steps_change_nothing_and_are_counted(breaks_at, tmp_path):
+    """Steps whose data break and steps with a rate of 0 for the same data end alike: nothing of them is left."""
+    breaks_at(1, 2)
+    rules = (("slope/.*", 1e-2), (".*", None))
+    first, lines = train(tmp_path / "a", {"a": stage(2, rules)}, log_every=1, checkpoint_every=9, skip_not_finite=2)
+    assert same(first, PARAMS) and [line["skipped"] for line in lines] == [1, 1]
+    assert [line["loss"] for line in lines] == [None, None]
+    with Checkpoints(tmp_path / "a") as checkpoints:
+        zeros = jax.tree.leaves(checkpoints._manager.restore(2)["opt_state"])
+    assert all(not np.asarray(leaf).any() for leaf in zeros)
+    breaks_at(2)
+    second, lines = train(tmp_path / "b", {"a": stage(3, rules)}, log_every=1, checkpoint_every=9, skip_not_finite=1)
+    assert [line["skipped"] for line in lines] == [0, 1, 0]
+    assert not same(second, PARAMS) and np.isfinite(second["slope"]["kernel"]).all()
+    assert np.asarray(second["offset"]["bias"]).tobytes() == PARAMS["offset"]["bias"].tobytes()
+
+
+def test_a_notice_saves_the_step_it_comes_in_and_ends_with_the_restart_code(asked, unbroken, tmp_path, capsys):
+    class Told:
+        def reached(self, number):
+            return number == 8
+
+    config = dict(log_every=1, checkpoint_every=100)
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, TWO, notice=Told(), **config)
+    assert stopped.value.code == 75
+    assert "b: asked to stop; step 2 is saved, and the same command goes on" in capsys.readouterr().err
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.meta(checkpoints.latest()) == {"stage": "b", "step": 2}
+    assert same(train(tmp_path, TWO, **config)[0], unbroken[0])

@@ -41,8 +41,8 @@ def initialize() -> None:
             cluster_detection_method="deactivate")
     elif given:
         missing = [name for name in EXPLICIT if name not in given]
-        raise ValueError(f"{' and '.join(given)} without {' and '.join(missing)}; a launch of several processes sets all "
-                         f"three, one process by itself sets none.")
+        raise ValueError(f"{' and '.join(given)} without {' and '.join(missing)}; a launch of several processes sets "
+                         f"all three, one process by itself sets none.")
     elif speaks_of_a_cluster(os.environ):
         jax.distributed.initialize()
 
@@ -78,7 +78,8 @@ def speaks_of_a_cluster(environment: Mapping[str, str]) -> bool:
 def tpu_on_this_host(environment: Mapping[str, str], pci: str = "/sys/bus/pci/devices") -> bool:
     """Whether JAX will compute on TPU chips of this host, which may be one of a pod's: chips are plugged in, their
     library is installed, and JAX_PLATFORMS does not ask for something else."""
-    if "tpu" not in (environment.get("JAX_PLATFORMS") or "tpu").split(",") or importlib.util.find_spec("libtpu") is None:
+    wanted = "tpu" in (environment.get("JAX_PLATFORMS") or "tpu").split(",")
+    if not wanted or importlib.util.find_spec("libtpu") is None:
         return False
     ids = ([pathlib.Path(device, name).read_text().strip() for name in ("vendor", "device")]
            for device in glob.glob(f"{pci}/*"))

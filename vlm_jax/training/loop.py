@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -19,9 +20,11 @@ from vlm_jax.training.cluster import say
 from vlm_jax.training.clock import Clock
 from vlm_jax.training.flops import step_flops
 from vlm_jax.training.hardware import peak_flops
+from vlm_jax.training.guards import RESTART, Finite, Notice, watchdog
 from vlm_jax.training.mesh import check_batch, host_rows, put_batch
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import OptimizerConfig, count, make_optimizer, peak_rate, schedule, trainable_paths
+from vlm_jax.training.resume import read_together
 from vlm_jax.training.rules import Rules, flatten
 from vlm_jax.training.sharding import state_shardings
 from vlm_jax.training.state import TrainState, fresh_state, sharded
@@ -56,14 +59,24 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How often to log and to save, in steps; a stage's last step always does both."""
+    """How often to log and to save, in steps; a stage's last step always does both.
+
+    `skip_not_finite`: how many steps in a row may go without an update because their loss or a gradient is not finite;
+    the next one stops the run. `hang_seconds`: after so long without a step the process prints its stacks and ends; 0
+    waits for ever.
+    """
 
     log_every: int = 20
     checkpoint_every: int = 250
+    skip_not_finite: int = 0
+    hang_seconds: int = 3600
 
     def __post_init__(self):
         if min(self.log_every, self.checkpoint_every) < 1:
             raise ValueError(f"log_every is {self.log_every}, checkpoint_every {self.checkpoint_every}; use 1 or more.")
+        if min(self.skip_not_finite, self.hang_seconds) < 0:
+            raise ValueError(f"skip_not_finite is {self.skip_not_finite}, hang_seconds {self.hang_seconds}; use 0 or "
+                             f"more.")
 
 
 @dataclasses.dataclass
@@ -77,6 +90,7 @@ class Run:
     log: MetricsLog
     checkpoints: Checkpoints
     config: LoopConfig = LoopConfig()
+    notice: Notice = dataclasses.field(default_factory=Notice)
 
 
 def begin(run: Run, stage: StageConfig, params: Any, resume: int | None) -> tuple[TrainState, dict[str, Any]]:
@@ -96,10 +110,10 @@ def begin(run: Run, stage: StageConfig, params: Any, resume: int | None) -> tupl
     shapes = jax.eval_shape(lambda p: fresh_state(p, tx, trainable), params)
     shapes = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                           shapes, state_shardings(shapes, run.mesh))
-    state = TrainState(
-        jax.device_put(run.checkpoints.meta(resume)["step"], shapes.step.sharding).astype(shapes.step.dtype),
+    read = lambda: TrainState(
+        jax.device_put(np.asarray(run.checkpoints.meta(resume)["step"], shapes.step.dtype), shapes.step.sharding),
         run.checkpoints.params(resume, shapes.params), run.checkpoints.opt_state(resume, shapes.opt_state))
-    return state, parts
+    return read_together(read), parts
 
 
 def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: int, resume: int | None) -> Any:
@@ -113,22 +127,49 @@ def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: i
     clock = make_clock(run, stage, state.params, parts["paths"])
     data = batches(stage.data, run.processor, stage_seed(run.seed, name), start, stage.steps,
                    host_rows(stage.data.batch, run.mesh))
-    metrics = None
-    for step in range(start + 1, stage.steps + 1):
-        batch = put_batch(clock.next(data), run.mesh)
-        jax.block_until_ready(metrics)  # one step in flight: the host prepares while the device computes
-        state, metrics = step_fn(state, batch)
-        last = step == stage.steps
-        if last or step == 1 or step % run.config.log_every == 0:
-            values = {key: float(value) if np.isfinite(value) else None for key, value in metrics.items()}  # JSON
-            shown = float(schedule(stage.optimizer, stage.steps, step - 1)) * rate
-            record = {"stage": name, "step": step, **values, "learning_rate": shown, **clock.lap()}
-            run.log.write(record)
-            progress(record, stage.steps)
-        if last or step % run.config.checkpoint_every == 0:
-            run.checkpoints.save(offset + step, state.params, state.opt_state, {"stage": name, "step": step})
-    run.checkpoints.wait()  # the next stage takes over the buffers that are being written
+    finite = Finite(run.config.skip_not_finite, functools.partial(not_finite, run, name))
+    with watchdog(run.config.hang_seconds) as alive:
+        for step in range(start + 1, stage.steps + 1):
+            batch = put_batch(clock.next(data), run.mesh)
+            finite.settle()  # one step in flight: the host prepares while the device computes
+            alive()
+            state, metrics = step_fn(state, batch)
+            finite.watch(step, metrics)
+            last, stop = step == stage.steps, run.notice.reached(offset + step)
+            if last or step == 1 or step % run.config.log_every == 0:
+                finite.settle()
+                values = {key: float(value) if np.isfinite(value) else None for key, value in metrics.items()}  # JSON
+                shown = float(schedule(stage.optimizer, stage.steps, step - 1)) * rate
+                record = {"stage": name, "step": step, **values, "learning_rate": shown, **clock.lap()}
+                if run.config.skip_not_finite:
+                    record["skipped"] = finite.lap()
+                run.log.write(record)
+                progress(record, stage.steps)
+            if last or stop or step % run.config.checkpoint_every == 0:
+                finite.settle()
+                run.checkpoints.save(offset + step, state.params, state.opt_state, {"stage": name, "step": step})
+            if stop:
+                leave(run, name, step)
+        run.checkpoints.wait()  # the next stage takes over the buffers that are being written
     return state.params
+
+
+def leave(run: Run, name: str, step: int) -> NoReturn:
+    """Ends the process as it was asked to, with what it did on disk."""
+    run.checkpoints.wait()
+    say(f"{name}: asked to stop; step {step} is saved, and the same command goes on from there.")
+    raise SystemExit(RESTART)
+
+
+def not_finite(run: Run, name: str, step: int) -> str:
+    """What to tell the user of such a step."""
+    run.checkpoints.wait()
+    good = run.checkpoints.latest()
+    saved = "there is no checkpoint yet" if good is None else f"the last good one is {run.checkpoints.path / str(good)}"
+    return (f"Stage '{name}', step {step}: the loss or a gradient is not finite, and the update was not applied "
+            f"({saved}); train in another --workdir with a lower learning rate (init_from can take this one's "
+            f"weights), or with config.loop.skip_not_finite={run.config.skip_not_finite + 10} to go on past a few such "
+            f"steps.")
 
 
 def make_clock(run: Run, stage: StageConfig, params: Any, trained: list[str]) -> Clock:

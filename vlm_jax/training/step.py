@@ -27,17 +27,21 @@ def train_step(
     """One update of the trainable paths. Pure, and callable without a mesh.
 
     Gradients are taken with respect to the trainable leaves alone: the others are constants, so they cost no backward
-    pass, no gradient and no optimizer state, and come out as they went in.
+    pass, no gradient and no optimizer state, and come out as they went in. So do all of them, and the optimizer's
+    state, where the loss or a gradient is not finite.
     """
     flat = flatten(state.params)
     trainable = {path: flat[path] for path in paths}
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     complete = lambda trainable: unflatten({**flat, **trainable})
     loss, values, grads = gradients(objective, complete, trainable, batch, rng, microbatches)
+    norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
-    params = complete(optax.apply_updates(trainable, updates))
-    metrics = {"loss": loss, **values, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    kept = lambda new, old: jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    params = complete(kept(optax.apply_updates(trainable, updates), trainable))
+    metrics = {"loss": loss, **values, "grad_norm": norm}
+    return TrainState(state.step + 1, params, kept(opt_state, state.opt_state)), metrics
 
 
 def compile_step(state: Any, mesh: Mesh, **static) -> Step:

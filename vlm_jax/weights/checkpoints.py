@@ -9,7 +9,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-FOLDER = "checkpoints"
+FOLDER, ASIDE = "checkpoints", "unreadable-checkpoints"
+
+
+class Unreadable(ValueError):
+    """A checkpoint is not what was written. `path`: its folder."""
+
+    def __init__(self, path: epath.Path, reason: str):
+        super().__init__(f"The checkpoint {path} cannot be read ({reason}); restore it from a copy, or move that "
+                         f"folder away to go on from the one before.")
+        self.path, self.reason = path, reason
 
 
 class Checkpoints:
@@ -36,6 +45,21 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint."""
         return self._manager.latest_step()
+
+    def numbers(self) -> list[int]:
+        """Numbers of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def set_aside(self, number: int) -> epath.Path:
+        """Moves a checkpoint to a folder beside the others, where nothing looks for it, and returns its new path."""
+        folder = self.path.parent / ASIDE
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{number}-{len(list(folder.iterdir()))}"
+        return (self.path / str(number)).rename(target)
+
+    def reload(self) -> None:
+        """Looks again which checkpoints there are."""
+        self._manager.reload()
 
     def meta(self, number: int) -> dict[str, Any]:
         return self._restore(number, meta=ocp.args.JsonRestore())["meta"]
@@ -73,8 +97,7 @@ class Checkpoints:
             return read()
         except Exception as error:  # tensorstore, JSON and file errors alike: the folder is not what was written
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise ValueError(f"The checkpoint {self.path / str(number)} cannot be read ({reason}); restore it from a "
-                             f"copy, or move that folder away to go on from the one before.") from error
+            raise Unreadable(self.path / str(number), reason) from error
 
 
 def open_existing(workdir: epath.PathLike) -> tuple[Checkpoints, int]:
