@@ -117,3 +117,66 @@ def test_slots_belong_to_the_paths_that_are_trained():
     trained = {path: leaf for path, leaf in normal(0).items() if path.startswith("a/")}
     state = ours([("a/.*", 1e-3), (".*", None)]).init(trained)
     assert count(state) == 2 * count(trained) + 2  # two moments each, two step counters
+
+
+# Other optimizers, moments in half precision, decay by path.
+
+
+def test_decay_by_path():
+    """No gradients: what moves is decay, times the rate. A rule comes before the custom of decaying kernels."""
+    rules = (("b/kernel", 0.0), ("embedding", 0.5))
+    tx, start = ours(weight_decay=0.1, decay=rules, **STEADY), normal(0)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, start), tx.init(start), start)
+    share = {"a/kernel": 0.1, "embedding": 0.5}
+    close(updates, {path: -1e-2 * share.get(path, 0.0) * value for path, value in start.items()})
+    with pytest.raises(ValueError, match="'c/.*' matches no parameter"):
+        ours(decay=(("c/.*", 0.1),))
+
+
+def test_first_moments_in_bfloat16():
+    """Half of their memory, and nearly the same parameters; second moments stay float32."""
+    state = ours(moments="bfloat16").init(normal(0))[1]
+    assert {leaf.dtype for leaf in state.mu.values()} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in state.nu.values()} == {jnp.dtype("float32")}
+    whole, half = run(ours(clip=1e9, **STEADY)), run(ours(clip=1e9, moments="bfloat16", **STEADY))
+    for path, start in normal(0).items():
+        moved = np.abs(np.asarray(whole[path] - start)).max()
+        assert 0 < np.abs(np.asarray(half[path] - whole[path])).max() < 0.05 * moved
+
+
+def test_adafactor_against_its_equations():
+    """arXiv 1804.04235, algorithm 4 without relative steps, then a first moment: two steps of a matrix large enough to be
+    factored, in float64 NumPy. Its second moment takes a row and a column."""
+    rng = np.random.default_rng(0)
+    shape, rate, b1 = (160, 130), 1e-2, 0.9
+    gradients = [rng.normal(size=shape) for _ in range(2)]
+    params = {"a/kernel": jnp.zeros(shape)}
+    config = OptimizerConfig(name="adafactor", b1=b1, weight_decay=0.0, clip=1e9, **STEADY)
+    tx = make_optimizer(config, [(".*", rate)], ["a/kernel"], STEPS)
+    state, x = tx.init(params), np.zeros(shape)
+    rows, columns, momentum = np.zeros(160), np.zeros(130), np.zeros(shape)
+    for t, g in enumerate(gradients, start=1):
+        updates, state = tx.update({"a/kernel": jnp.asarray(g, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+        keep = 1 - t**-0.8
+        rows = keep * rows + (1 - keep) * (g**2 + 1e-30).mean(1)
+        columns = keep * columns + (1 - keep) * (g**2 + 1e-30).mean(0)
+        u = g / np.sqrt(np.outer(rows, columns) / rows.mean())
+        u /= max(1, np.sqrt((u**2).mean()))
+        momentum = b1 * momentum + (1 - b1) * u
+        x -= rate * momentum
+    np.testing.assert_allclose(params["a/kernel"], x, rtol=1e-4, atol=1e-7)
+    held = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert held < 160 * 130 + 160 + 130 + 10  # one full moment, where Adam has two
+
+
+def test_sgd_with_momentum():
+    peer = optax.sgd(1e-2, momentum=0.9)
+    close(run(ours(name="sgd", weight_decay=0.0, clip=1e9, **STEADY)), run(peer))
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="optimizer.name 'lion' is unknown; choose one of adamw, adafactor, sgd"):
+        OptimizerConfig(name="lion")
+    with pytest.raises(ValueError, match="optimizer.moments 'int8' is unknown"):
+        OptimizerConfig(moments="int8")
