@@ -39,7 +39,7 @@ from vlm_jax.training.optimizer import trainable_paths
 from vlm_jax.training.resume import from_newest, read_together
 from vlm_jax.training.rules import flatten
 from vlm_jax.training.sharding import state_shardings
-from vlm_jax.training.state import sharded
+from vlm_jax.training.state import adapted, sharded
 from vlm_jax.weights.checkpoints import Checkpoints
 from vlm_jax.weights.files import read_json, write_atomically
 from vlm_jax.weights.init_from import check as check_init
@@ -83,7 +83,8 @@ def check(config: configs.RunConfig) -> None:
     state_shardings(params, mesh)
     for stage in (config.stages[name] for name in config.run):
         check_batch(stage.data.batch, mesh, stage.microbatches)
-        trainable_paths(stage.trainable, list(flatten(params)))
+        trained = adapted(params, stage.lora, jax.random.key(config.seed), mesh) if stage.lora else params
+        trainable_paths(stage.trainable, list(flatten(trained)))
         make_objective(stage.objective, config.model)
         stage.data.open()
         taken = check_init(params, stage.init_from) if stage.init_from else []

@@ -14,6 +14,7 @@ from etils import epath
 
 from vlm_jax.data.pipeline import DataConfig, PairsConfig, stage_seed
 from vlm_jax.data.scenes import SceneConfig
+from vlm_jax.models.lora import merge
 from vlm_jax.objectives.contrastive import ContrastiveConfig
 from vlm_jax.training import clock as clocks, loop
 from vlm_jax.training.clock import Clock
@@ -369,3 +370,29 @@ def test_a_notice_saves_the_step_it_comes_in_and_ends_with_the_restart_code(aske
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.meta(checkpoints.latest()) == {"stage": "b", "step": 2}
     assert same(train(tmp_path, TWO, **config)[0], unbroken[0])
+
+
+# Adapters.
+
+
+def test_a_lora_stage_trains_adapters_and_ends_with_them_merged(asked, tmp_path, monkeypatch):
+    """Stopped in the middle and gone on: the same bits. Its checkpoints hold the adapters, and who asks for a plain tree
+    gets them merged."""
+    class Adapted(Line):
+        def __call__(self, params, batch, rng):
+            return super().__call__(merge(params), batch, rng)
+
+    monkeypatch.setattr(loop, "make_objective", lambda config, model: Adapted())
+    rules = ((".*/lora_[ab]", 1e-2), (".*", None))
+    stages = {"a": stage(4, rules, lora=(("slope/kernel", 2),)), "b": stage(2, RULES)}
+    often = dict(log_every=1, checkpoint_every=2)
+    whole, _ = train(tmp_path / "whole", stages, **often)
+    with pytest.raises(Stopped):
+        train(tmp_path / "cut", stages, stop_at=("a", 3), **often)
+    found, lines = train(tmp_path / "cut", stages, **often)
+    assert same(found, whole) and jax.tree.structure(found) == jax.tree.structure(PARAMS)
+    with Checkpoints(tmp_path / "cut") as checkpoints:
+        kept = checkpoints.params(4, ABSTRACT)  # the end of stage a
+        assert not np.array_equal(kept["slope"]["kernel"], PARAMS["slope"]["kernel"])
+        assert jax.tree.map(np.shape, checkpoints.shapes(4)) == jax.tree.map(np.shape, PARAMS)
+    assert kept["offset"]["bias"] == PARAMS["offset"]["bias"]

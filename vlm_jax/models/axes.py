@@ -22,6 +22,8 @@ PARAMETERS = (
     (r"lm_head/kernel", ("embed", "vocab")),
     (r"patch_embed/kernel", ("pixels", "embed")),
     (r"kernel", ("in", "out")),
+    (r"lora_a", ("in", "rank")),
+    (r"lora_b", ("rank", "out")),
     (r"(token_)?embedding", ("vocab", "embed")),
     (r"position_embedding", ("positions", "embed")),
     (r"logit_scale|logit_bias", ()),

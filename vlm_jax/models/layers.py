@@ -37,7 +37,7 @@ def lookup(table: Float[Array, "vocab d"], tokens: Int[Array, "b t"]) -> Float[A
 class Linear(nn.Module):
     """y = x W + b over the last axis; kernel [in, out], initialised N(0, std^2) with std = in^-0.5 unless given.
 
-    y has the dtype of x unless `out_dtype` is given.
+    y has the dtype of x unless `out_dtype` is given. Adapters among the parameters (`models/lora.py`) are added.
     """
 
     features: int
@@ -53,6 +53,9 @@ class Linear(nn.Module):
         if not splitting("tokens"):  # one 2-D matmul is faster on CPU; a sharded axis must stay apart
             x = x.reshape(-1, x.shape[-1])
         y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
+        if self.has_variable("params", "lora_a"):
+            a, b = (self.get_variable("params", name).astype(x.dtype) for name in ("lora_a", "lora_b"))
+            y = y + (x @ a) @ b
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(y.dtype)
         return y.reshape(*lead, self.features)

@@ -14,20 +14,21 @@ from jax.sharding import Mesh
 
 from vlm_jax.data.pipeline import Batch, DataConfig, batches, stage_seed
 from vlm_jax.data.processor import Processor
+from vlm_jax.models.lora import merge
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.objectives.registry import ObjectiveConfig, make_objective
-from vlm_jax.training.cluster import say
 from vlm_jax.training.clock import Clock
+from vlm_jax.training.cluster import say
 from vlm_jax.training.flops import step_flops
-from vlm_jax.training.hardware import peak_flops
 from vlm_jax.training.guards import RESTART, Finite, Notice, watchdog
+from vlm_jax.training.hardware import peak_flops
 from vlm_jax.training.mesh import check_batch, host_rows, put_batch
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import OptimizerConfig, count, make_optimizer, peak_rate, schedule, trainable_paths
 from vlm_jax.training.resume import read_together
 from vlm_jax.training.rules import Rules, flatten
 from vlm_jax.training.sharding import state_shardings
-from vlm_jax.training.state import TrainState, fresh_state, sharded
+from vlm_jax.training.state import TrainState, adapted, fresh_state, shaped, sharded
 from vlm_jax.training.step import compile_step
 from vlm_jax.weights.checkpoints import Checkpoints
 from vlm_jax.weights.init_from import load_into
@@ -49,6 +50,7 @@ class StageConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     init_from: str = ""
     microbatches: int = 1
+    lora: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
         if self.steps < 0:
@@ -98,14 +100,16 @@ def begin(run: Run, stage: StageConfig, params: Any, resume: int | None) -> tupl
 
     `params` may be abstract when resuming.
     """
+    if resume is None and stage.init_from:
+        params = load_into(params, stage.init_from)
+    if stage.lora:
+        params = adapted(params, stage.lora, jax.random.key(run.seed), run.mesh)
     paths = list(flatten(params))
     trainable = trainable_paths(stage.trainable, paths)
     tx = make_optimizer(stage.optimizer, stage.trainable, paths, stage.steps)
     parts = dict(objective=make_objective(stage.objective, run.model), tx=tx, paths=trainable, seed=run.seed,
                  microbatches=stage.microbatches)
     if resume is None:
-        if stage.init_from:
-            params = load_into(params, stage.init_from)
         return sharded(lambda p: fresh_state(p, tx, trainable), run.mesh, params), parts
     shapes = jax.eval_shape(lambda p: fresh_state(p, tx, trainable), params)
     shapes = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -151,7 +155,7 @@ def run_stage(run: Run, name: str, stage: StageConfig, params: Any, *, offset: i
             if stop:
                 leave(run, name, step)
         run.checkpoints.wait()  # the next stage takes over the buffers that are being written
-    return state.params
+    return jax.jit(merge, donate_argnums=0)(state.params) if stage.lora else state.params
 
 
 def leave(run: Run, name: str, step: int) -> NoReturn:
@@ -174,13 +178,13 @@ def not_finite(run: Run, name: str, step: int) -> str:
 
 def make_clock(run: Run, stage: StageConfig, params: Any, trained: list[str]) -> Clock:
     """The stage's clock; FLOPs are counted once for each shape of a batch."""
-    shapes = jax.eval_shape(lambda: params)
+    shapes = shaped(params)
     seen: dict[Any, float] = {}
 
     def flops(batch: Batch) -> float:
         key = str(jax.tree.map(np.shape, batch))
         if key not in seen:
-            seen[key] = step_flops(run.model, shapes, jax.eval_shape(lambda: batch), trained)
+            seen[key] = step_flops(run.model, shapes, shaped(batch), trained)
         return seen[key]
 
     peak = peak_flops(run.mesh.devices.flat[0])

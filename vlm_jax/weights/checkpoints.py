@@ -7,7 +7,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
+
+from vlm_jax.models.lora import is_adapter, merge
 
 FOLDER, ASIDE = "checkpoints", "unreadable-checkpoints"
 
@@ -65,14 +68,29 @@ class Checkpoints:
         return self._restore(number, meta=ocp.args.JsonRestore())["meta"]
 
     def params(self, number: int, abstract: Any) -> Any:
-        """Parameters with the shapes, dtypes and shardings of `abstract`, a tree of jax.ShapeDtypeStruct."""
-        return self._restore(number, params=ocp.args.StandardRestore(abstract))["params"]
+        """Parameters with the shapes, dtypes and shardings of `abstract`, a tree of jax.ShapeDtypeStruct.
+
+        Adapters of an unfinished LoRA stage that `abstract` does not ask for are merged into their kernels.
+        """
+        wanted, saved = (traverse_util.flatten_dict(tree, sep="/") for tree in (abstract, self._saved(number)))
+        beside = {path: leaf for path, leaf in saved.items() if is_adapter(path) and path not in wanted}
+        for path, leaf in beside.items():
+            place = getattr(wanted[path.rsplit("/", 1)[0] + "/kernel"], "sharding", None)
+            if isinstance(place, jax.NamedSharding):  # adapters are small: whole on every device
+                place = jax.NamedSharding(place.mesh, jax.P())
+            wanted[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        abstract = traverse_util.unflatten_dict(wanted, sep="/") if beside else abstract
+        params = self._restore(number, params=ocp.args.StandardRestore(abstract))["params"]
+        return merge(params) if beside else params
 
     def opt_state(self, number: int, abstract: Any) -> Any:
         return self._restore(number, opt_state=ocp.args.StandardRestore(abstract))["opt_state"]
 
     def shapes(self, number: int) -> Any:
-        """The tree of `params` as saved, as jax.ShapeDtypeStruct, without reading any values."""
+        """The tree of `params`, adapters merged, as jax.ShapeDtypeStruct, without reading any values."""
+        return jax.eval_shape(merge, self._saved(number))
+
+    def _saved(self, number: int) -> Any:
         meta = self._guard(number, lambda: self._manager.item_metadata(number)["params"].tree)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), meta)
 
