@@ -164,7 +164,8 @@ def test_every_default_is_written_out():
     """config.json tells how a run was made, also after a default has changed."""
     values = load()
     assert values["stages"]["align"]["optimizer"] == {
-        "b1": 0.9, "b2": 0.98, "eps": 1e-8, "weight_decay": 0.02, "clip": 1.0, "warmup": 0.05, "final": 0.0}
+        "name": "adamw", "b1": 0.9, "b2": 0.98, "eps": 1e-8, "moments": "float32", "weight_decay": 0.02, "decay": [],
+        "clip": 1.0, "warmup": 0.05, "final": 0.0}
     assert values["stages"]["align"]["data"]["source"]["kind"] == "scenes"
     assert "std" in values["processor"]["image"]
 
