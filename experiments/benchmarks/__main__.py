@@ -10,10 +10,10 @@ import argparse
 import json
 import sys
 
-from experiments.benchmarks import layers, stages
+from experiments.benchmarks import data, layers, stages
 from vlm_jax import cli
 
-ROWS = {**layers.ROWS, **stages.ROWS}
+ROWS = {**layers.ROWS, **data.ROWS, **stages.ROWS}
 
 
 def main() -> None:

@@ -56,6 +56,26 @@ def test_lossy_formats_come_close(fmt):
     assert np.abs(out.astype(int) - pixels).max() <= 8
 
 
+@pytest.mark.parametrize("options", [
+    dict(), dict(quality=30), dict(quality=100, subsampling=0), dict(subsampling=1), dict(progressive=True),
+    dict(keep_rgb=True), dict(optimize=True), dict(restart_marker_rows=1)], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(64, 48), (33, 57)])
+def test_jpeg_is_what_pillow_makes_of_it(options, mode, size):
+    if mode != "RGB" and "keep_rgb" in options:
+        options = {}
+    pixels = gradient(*size) // 2 + colours(*size) // 2
+    data = encode(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+    np.testing.assert_array_equal(decode(data, "x"), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_a_jpeg_with_harmless_disorder_is_read_all_the_same():
+    """Junk between the markers: the fast decoder refuses it, Pillow reads on."""
+    data = encode(Image.fromarray(gradient(24, 16)), "JPEG")
+    disordered = data[:20] + b"\x00\x00\x00" + data[20:]
+    np.testing.assert_array_equal(decode(disordered, "x"), decode(data, "x"))
+
+
 def test_gray_one_bit_and_gray_jpeg():
     gray = np.array([[0, 100], [200, 255]], np.uint8)
     np.testing.assert_array_equal(decode(encode(Image.fromarray(gray)), "x"), np.stack([gray] * 3, -1))

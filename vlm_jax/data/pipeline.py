@@ -96,7 +96,7 @@ def example(record: Record, processor: Processor, config: PairsConfig | RowsConf
     if not record.images or record.caption is None:
         raise ValueError(f"{record.name}: it has no image or no caption; the contrastive stage needs both.")
     image = config.augment(record.images[0], rng)
-    pair = {"images": processor.images([image])[0], "text": processor.text(record.caption)}
+    pair = {"images": processor.config.image(image), "text": processor.text(record.caption)}
     if config.regions:
         pair["boxes"] = np.zeros((config.regions, 4), np.float32)
         pair["box_text"] = np.stack([processor.text("")] * config.regions)
