@@ -47,12 +47,20 @@ def test_several_images_of_onevision_are_not_tiled():
     assert not fields["image_weight"][:, :3].any()
 
 
+def test_a_row_without_images_has_no_count():
+    """transformers' image processor takes lists that are not empty; its model never looks at rows."""
+    inputs = dict(pixel_values=TILES, image_sizes=np.array(SIZES), batch_num_images=np.array([2, 1]))
+    fields, _ = anyres.arrange(MANY, inputs, rows(0, 5 + 5, 0, MANY.layout.count(14, 30)))
+    assert fields["image_slots"].tolist() == [0, 2, 0, 3]
+    assert (fields["image_index"][[0, 2]] == -1).all() and fields["image_index"][1, 3, 0] == 0
+
+
 @pytest.mark.parametrize("change, counts, sentence", [
     (dict(image_sizes=None), (38, 16), "image_sizes are missing"),
     (dict(), (37, 16), "Row 0 has 37 image tokens; its images take 38"),
     (dict(), (14, 24), "There are 3 images, 1 more than input_ids have places for"),
     (dict(pixel_values=TILES[:, :2]), (38, 16), r"the 3 images have \[3, 5, 3\] tiles"),
-    (dict(batch_num_images=np.array([3])), (38, 16), r"batch_num_images are \[3\] for 2 rows and 3 images"),
+    (dict(batch_num_images=np.array([2])), (38, 16), r"batch_num_images are \[2\] for 3 images"),
 ])
 def test_what_does_not_fit_is_said(change, counts, sentence):
     inputs = {"pixel_values": TILES, "image_sizes": np.array(SIZES)} | change

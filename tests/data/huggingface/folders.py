@@ -1,6 +1,7 @@
 """Folders in Hugging Face layout, made for the tests of processors."""
 
 import json
+import struct
 
 import numpy as np
 import tokenizers
@@ -24,6 +25,16 @@ def tokenizer_json(special, post=("$A",), merges=()):
     t.post_processor = tokenizers.processors.TemplateProcessing(
         single=list(post), special_tokens=[(token, t.token_to_id(token)) for token in special])
     return json.loads(t.to_str())
+
+
+def spm(pieces, kind, dummy_prefix=1, byte_fallback=0):
+    """A sentencepiece model file, field by field."""
+    field = lambda number, data: bytes([number << 3 | 2, len(data)]) + data
+    number = lambda at, value: bytes([at << 3, value])
+    rows = [field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + number(3, type_))
+            for text, score, type_ in pieces]
+    trainer = number(3, kind) + (b"\x98\x02" + bytes([byte_fallback]))  # field 35
+    return b"".join(rows) + field(2, trainer) + field(3, number(3, dummy_prefix) + number(4, 0))
 
 
 def write(folder, template=None, **files):

@@ -1,13 +1,13 @@
 """Processors of published checkpoints, on folders made here: tokenizers, image geometry, chat templates, rows."""
 
 import json
-import struct
 
 import numpy as np
 import pytest
 import tokenizers
 from PIL import Image
 
+from tests.data.huggingface.folders import spm
 from vlm_jax.data.huggingface import images as hf_images, loading, sentencepiece
 from vlm_jax.data.huggingface.template import ChatTemplate
 
@@ -166,16 +166,6 @@ def test_clip_from_its_two_original_files(tmp_path):
     assert p.tokenize("AB  a!") == [6, 4, 2, 5, 7] and p.decode([6, 4, 2, 5, 7], True) == "ab a !"
 
 
-def spm(pieces, kind, dummy_prefix=1, byte_fallback=0):
-    """A sentencepiece model file, field by field."""
-    field = lambda number, data: bytes([number << 3 | 2, len(data)]) + data
-    number = lambda at, value: bytes([at << 3, value])
-    rows = [field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + number(3, type_))
-            for text, score, type_ in pieces]
-    trainer = number(3, kind) + (b"\x98\x02" + bytes([byte_fallback]))  # field 35
-    return b"".join(rows) + field(2, trainer) + field(3, number(3, dummy_prefix) + number(4, 0))
-
-
 CONTROL = [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3)]
 
 
@@ -252,7 +242,7 @@ def test_a_crop_larger_than_the_image_is_black_around_it():
 def test_values_are_rescaled_and_normalised_where_asked():
     image, plain = picture(8, 8), {"do_rescale": False, "do_normalize": False}
     pixels = hf_images.from_config(CROP | plain)([image])["pixel_values"]
-    assert pixels.dtype == np.float32 and pixels.shape == (1, 3, 8, 8)
+    assert pixels.dtype == np.uint8 and pixels.shape == (1, 3, 8, 8)  # as transformers leaves them
     np.testing.assert_array_equal(pixels[0].transpose(1, 2, 0), np.asarray(image))
     pixels = hf_images.from_config(CROP | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 2]})([image])["pixel_values"]
     wanted = (np.asarray(image) / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2]

@@ -8,6 +8,7 @@ combining mark that the normalisation table has no entry for, and a user-defined
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import struct
 from typing import Iterator
@@ -27,8 +28,11 @@ class Piece:
     kind: int
 
 
-def load(data: bytes) -> tuple[tokenizers.Tokenizer, frozenset[int]]:
-    """The tokenizer of a model file, which adds nothing to a text, and its control ids, which no text has.
+def load(data: bytes, bare: bool = True) -> tuple[tokenizers.Tokenizer, frozenset[int]]:
+    """The tokenizer of a model file, which adds nothing to a text, and the ids that stand for nothing in one.
+
+    `bare`, as in the sentencepiece library, no text is a control piece, and what is unknown is written \u2047; else both are
+    ordinary tokens, which transformers makes special ones.
 
     Raises ValueError for bytes that are no such file, or a model of whole words or characters.
     """
@@ -41,15 +45,17 @@ def load(data: bytes) -> tuple[tokenizers.Tokenizer, frozenset[int]]:
     kind, byte_fallback = trainer.get(3, [UNIGRAM])[0], bool(trainer.get(35, [0])[0])
     if kind not in (UNIGRAM, BPE):
         raise ValueError("tokenizer.model is of words or characters; only bpe and unigram are supported.")
-    backend = tokenizers.Tokenizer((_unigram if kind == UNIGRAM else _bpe)(pieces, byte_fallback))
+    control = frozenset(i for i, piece in enumerate(pieces) if piece.kind == CONTROL) if bare else frozenset()
+    build = functools.partial(_unigram, hidden=control) if kind == UNIGRAM else _bpe
+    backend = tokenizers.Tokenizer(build(pieces, byte_fallback))
     backend.normalizer = _normalizer(normalizer)
     unknown = next(piece.text for piece in pieces if piece.kind == UNKNOWN)
     backend.decoder = decoders.Sequence([
-        decoders.Replace(Regex(f"^{re.escape(unknown)}$"), " \u2047 "), decoders.Replace(SPACE, " "),
+        *[decoders.Replace(Regex(f"^{re.escape(unknown)}$"), " \u2047 ")] * bare, decoders.Replace(SPACE, " "),
         decoders.ByteFallback(), decoders.Fuse(), *[decoders.Strip(" ", 1, 0)] * bool(normalizer.get(3, [1])[0])])
     defined = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
     backend.add_tokens([AddedToken(text, normalized=False) for text in defined])
-    return backend, frozenset(i for i, piece in enumerate(pieces) if piece.kind == CONTROL)
+    return backend, control
 
 
 def _bpe(pieces: list[Piece], byte_fallback: bool) -> models.BPE:
@@ -62,10 +68,9 @@ def _bpe(pieces: list[Piece], byte_fallback: bool) -> models.BPE:
     return models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
 
 
-def _unigram(pieces: list[Piece], byte_fallback: bool) -> models.Unigram:
-    # No text is a control piece. A blank in its name hides it: the normalizer leaves none in a text.
-    hide = lambda piece: " " + piece.text if piece.kind == CONTROL else piece.text
-    vocabulary = [(hide(piece), piece.score) for piece in pieces]
+def _unigram(pieces: list[Piece], byte_fallback: bool, hidden: frozenset[int]) -> models.Unigram:
+    # A blank in its name hides a piece: the normalizer leaves none in a text.
+    vocabulary = [(" " + piece.text if i in hidden else piece.text, piece.score) for i, piece in enumerate(pieces)]
     unknown = next(i for i, piece in enumerate(pieces) if piece.kind == UNKNOWN)
     return models.Unigram(vocabulary, unknown, byte_fallback)
 

@@ -11,10 +11,10 @@ from typing import Any, Mapping, Sequence
 
 import tokenizers
 from etils import epath
-from tokenizers import AddedToken, Regex, normalizers, processors
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 
 from vlm_jax.data.clip import bpe as clip
-from vlm_jax.data.huggingface import sentencepiece
+from vlm_jax.data.huggingface import bytelevel, sentencepiece
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 NO_LENGTH = 1_000_000  # transformers writes 1e30 as model_max_length where there is none
@@ -73,7 +73,7 @@ class HfTokenizer:
 
 
 def load(folder: epath.PathLike) -> HfTokenizer | None:
-    """A folder's tokenizer: tokenizer.json, else a sentencepiece model, else CLIP's vocab.json and merges.txt.
+    """A folder's tokenizer: tokenizer.json, else a sentencepiece model, else vocab.json and merges.txt.
 
     None where there are no such files; ValueError where they are damaged or of another kind.
     """
@@ -91,14 +91,12 @@ def load(folder: epath.PathLike) -> HfTokenizer | None:
             _lower(backend)  # it was trained on such text, but its first tokenizer files leave it out
         return HfTokenizer(backend, special, length)
     if model is not None:
-        backend, control = sentencepiece.load(model.read_bytes())
-        if not config:  # the bare model of the sentencepiece library
-            return HfTokenizer(backend, special, length, control)
-        _complete(backend, folder, config, special)
-        return HfTokenizer(backend, special, length)
+        backend, control = sentencepiece.load(model.read_bytes(), bare=not config)
+        if config:
+            _complete(backend, folder, config, special)
+        return HfTokenizer(backend, special, length, control)
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        ends = {"bos_token": clip.BEGIN, "eos_token": clip.END, "pad_token": clip.END}
-        return HfTokenizer(_clip(folder), ends | special, length or 77)
+        return _from_words(folder, config, special, model_type or "", length)
     return None
 
 
@@ -128,17 +126,31 @@ def _special(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in named.items() if isinstance(value, str)}
 
 
+def _listed(config: Mapping[str, Any]) -> list[str]:
+    """Special tokens without a name of their own."""
+    found = config.get("additional_special_tokens") or []
+    return [entry["content"] if isinstance(entry, Mapping) else entry for entry in found]
+
+
 def _complete(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mapping[str, Any],
               special: Mapping[str, str]) -> None:
     """Makes a sentencepiece model what transformers' class makes of it: added tokens, begin and end."""
     _add_tokens(backend, folder, config, special)
-    ends = config.get("tokenizer_class", "").removesuffix("Fast") in _ENDS_WITHOUT_BEGIN
-    if config.get("tokenizer_class") == "SiglipTokenizer":  # trained on texts without capitals and punctuation
+    name = config.get("tokenizer_class", "").removesuffix("Fast")
+    if name == "SiglipTokenizer":  # trained on texts without capitals and punctuation
         strip = [normalizers.Lowercase(), normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
                  normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
         backend.normalizer = normalizers.Sequence([*strip, backend.normalizer])
-    front = [special["bos_token"]] if config.get("add_bos_token", not ends) and "bos_token" in special else []
-    back = [special["eos_token"]] if config.get("add_eos_token", ends) and "eos_token" in special else []
+    if name.lower() == "llamatokenizer":  # "legacy" ones put a blank behind each special token too
+        where = "always" if config.get("legacy") else "first"
+        backend.normalizer, backend.pre_tokenizer = None, pre_tokenizers.Metaspace(prepend_scheme=where, split=False)
+    only_end = name in _ENDS_WITHOUT_BEGIN
+    _add_ends(backend, special, config.get("add_bos_token", not only_end), config.get("add_eos_token", only_end))
+
+
+def _add_ends(backend: tokenizers.Tokenizer, special: Mapping[str, str], begin: bool, end: bool) -> None:
+    front = [special["bos_token"]] if begin and "bos_token" in special else []
+    back = [special["eos_token"]] if end and "eos_token" in special else []
     known = [(text, backend.token_to_id(text)) for text in {*front, *back}]
     backend.post_processor = processors.TemplateProcessing(single=[*front, "$A", *back], special_tokens=known)
 
@@ -147,7 +159,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: epath.Path, config: Mappi
                 special: Mapping[str, str]) -> None:
     """Tokens that stand in the files beside the vocabulary, and then those that only have a name."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    added = {text: (i, {"special": True}) for text, i in read_json(folder / "added_tokens.json").items()}
+    names = {*special.values(), *_listed(config), *_listed(read_json(folder / "special_tokens_map.json"))}
+    added = {text: (i, {"special": text in names})
+             for text, i in read_json(folder / "added_tokens.json").items()}
     added |= {flags["content"]: (int(i), flags) for i, flags in config.get("added_tokens_decoder", {}).items()}
     for text, (number, flags) in sorted(added.items(), key=lambda item: item[1][0]):
         if text in known:
@@ -165,14 +179,23 @@ def _lower(backend: tokenizers.Tokenizer) -> None:
     backend.normalizer = normalizers.Sequence(steps)
 
 
-def _clip(folder: epath.Path) -> tokenizers.Tokenizer:
-    """CLIP's byte-level BPE of lower-cased words, from its two original files."""
+def _from_words(folder: epath.Path, config: Mapping[str, Any], special: Mapping[str, str], model_type: str,
+                length: int | None) -> HfTokenizer:
+    """Byte-level BPE of vocab.json and merges.txt."""
     vocabulary = read_json(folder / "vocab.json")
-    if clip.BEGIN not in vocabulary:
-        raise ValueError(f"{folder}/vocab.json is not CLIP's; other tokenizers need a tokenizer.json.")
+    kind = bytelevel.family(vocabulary, config.get("tokenizer_class", ""), model_type)
     lines = [line.split() for line in (folder / "merges.txt").read_text().splitlines()]
-    backend = clip.build(vocabulary, [tuple(line) for line in lines if len(line) == 2 and line[0] != "#version:"])
+    merges = [tuple(line) for line in lines if len(line) == 2 and line[0] != "#version:"]
+    try:
+        backend = bytelevel.build(kind, vocabulary, merges, config.get("add_prefix_space", False))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"vocab.json and merges.txt of {folder} do not belong together ({error}).") from error
+    special = bytelevel.ends(kind) | special
+    if kind != bytelevel.CLIP:
+        _add_tokens(backend, folder, config, special)
+        _add_ends(backend, special, config.get("add_bos_token", False), config.get("add_eos_token", False))
+        return HfTokenizer(backend, special, length)
     backend.post_processor = processors.RobertaProcessing(
         (clip.END, vocabulary[clip.END]), (clip.BEGIN, vocabulary[clip.BEGIN]), trim_offsets=False,
         add_prefix_space=False)
-    return backend
+    return HfTokenizer(backend, special, length or 77)

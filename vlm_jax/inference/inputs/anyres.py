@@ -26,11 +26,11 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], is_image: np.
     """({image_index [b, t], or [b, t, 4] with image_weight; image_slots [b]}, tiles [b, slots, h, w, 3]).
 
     In, images in reading order: `pixel_values` [n, tiles, 3, h, w], padded to the most tiles (or all tiles joined, [tiles,
-    3, h, w]); `image_sizes` [n, 2], height and width of the originals; perhaps `batch_num_images` [b]: where a prompt
-    has several images, they are not tiled. `image_slots` says how many slots of a row are used; the others are black, and
-    no token shows them.
+    3, h, w]); `image_sizes` [n, 2], height and width of the originals; perhaps `batch_num_images` of each row that has
+    images: where a prompt has several, they are not tiled. `image_slots` says how many slots of a row are used; the
+    others are black, and no token shows them.
     """
-    images = _images(config.layout, inputs, len(is_image))
+    images = _images(config.layout, inputs)
     rows = _dealt(images, is_image.sum(axis=1))
     none = np.zeros((0, *images[0].tiles.shape[1:]), np.float32)
     tiles = [np.concatenate([none, *(image.tiles for image in row)]).transpose(0, 2, 3, 1) for row in rows]
@@ -74,7 +74,7 @@ def _places(row: list[Image], is_image: np.ndarray) -> list[np.ndarray]:
     return np.split(np.flatnonzero(is_image), np.cumsum([len(image.gather.index) for image in row])[:-1])
 
 
-def _images(layout: AnyRes, inputs: Mapping[str, np.ndarray], rows: int) -> list[Image]:
+def _images(layout: AnyRes, inputs: Mapping[str, np.ndarray]) -> list[Image]:
     """The images one by one, after a look at whether the inputs fit each other."""
     if "image_sizes" not in inputs:
         raise ValueError("image_sizes are missing; give [images, 2], height and width of each image before resizing.")
@@ -82,8 +82,8 @@ def _images(layout: AnyRes, inputs: Mapping[str, np.ndarray], rows: int) -> list
     if sizes.ndim != 2 or sizes.shape[1] != 2 or not len(sizes) or (sizes < 1).any():
         raise ValueError(f"image_sizes are {sizes.shape}; give [images, 2], height and width in pixels.")
     counts = np.asarray(inputs.get("batch_num_images", np.ones(len(sizes), int)))
-    if "batch_num_images" in inputs and (len(counts) != rows or counts.sum() != len(sizes)):
-        raise ValueError(f"batch_num_images are {counts.tolist()} for {rows} rows and {len(sizes)} images.")
+    if counts.sum() != len(sizes):  # rows without images may have no count
+        raise ValueError(f"batch_num_images are {counts.tolist()} for {len(sizes)} images.")
     tiled = np.repeat(counts == 1, counts)
     needed = [layout.tiles(w, h) if whole else 1 for (h, w), whole in zip(sizes.tolist(), tiled)]
     if pixels.ndim == 4 and len(pixels) == sum(needed):

@@ -97,7 +97,7 @@ def cut(image: Image.Image, height: int, width: int) -> list[Image.Image]:
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """uint8 to float32: times `rescale`, minus `mean`, by `std`, these two per channel."""
+    """uint8 to float32: times `rescale`, minus `mean`, by `std`, these two per channel; uint8 where nothing is done."""
 
     rescale: float
     mean: tuple[float, ...]
@@ -111,10 +111,12 @@ class Values:
             std=tuple(config["image_std"]) if config["do_normalize"] else (1.0,) * 3)
 
     def __call__(self, images: Sequence[Picture]) -> np.ndarray:
-        """float32 [n, 3, height, width] of images of one size; raises ValueError for several sizes."""
+        """[n, 3, height, width] of images of one size; raises ValueError for several sizes."""
         if len({size(image) for image in images}) > 1:
             raise ValueError("preprocessor_config.json neither resizes nor crops; give images of one size.")
-        pixels = [normalise(np.asarray(image), self.mean, self.std, self.rescale) for image in images]
+        pixels = [np.asarray(image) for image in images]
+        if self != Values(1.0, (0.0,) * 3, (1.0,) * 3):
+            pixels = [normalise(image, self.mean, self.std, self.rescale) for image in pixels]
         return np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))
 
 

@@ -35,7 +35,7 @@ class SplitTiles(HfImageProcessor):
         ones where it has fewer than another; `pixel_attention_mask` int64 [b, tiles, side, side], 0 for those."""
         tiles = [[tile for image in images for tile in self._tiles(image)] for images in prompts]
         side = self.layout.tile
-        pixels = [self.values(each) if each else np.zeros((0, 3, side, side), np.float32) for each in tiles]
+        pixels = np.split(self.values([tile for each in tiles for tile in each]), np.cumsum([*map(len, tiles)])[:-1])
         arrays = {"pixel_values": joined(pixels)}
         if self.mask:
             arrays["pixel_attention_mask"] = joined([np.ones((len(each), side, side), np.int64) for each in tiles])
