@@ -19,7 +19,7 @@ from etils import epath
 
 from vlm_jax import cli, config as configs
 from vlm_jax.data import tokenizer as tokenizers
-from vlm_jax.data.pipeline import texts
+from vlm_jax.data.pipeline import RowsConfig, texts
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.registry import open_source
 from vlm_jax.data.templates import template
@@ -33,7 +33,7 @@ from vlm_jax.reports.report import write_report
 from vlm_jax.training.cluster import on_all, on_first, say
 from vlm_jax.training.guards import Notice
 from vlm_jax.training.loop import Run, run_stage
-from vlm_jax.training.mesh import check_batch, make_mesh
+from vlm_jax.training.mesh import check_batch, check_rows, make_mesh
 from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.training.optimizer import trainable_paths
 from vlm_jax.training.resume import from_newest, read_together
@@ -83,6 +83,8 @@ def check(config: configs.RunConfig) -> None:
     state_shardings(params, mesh)
     for stage in (config.stages[name] for name in config.run):
         check_batch(stage.data.batch, mesh, stage.microbatches)
+        if isinstance(stage.data.format, RowsConfig):
+            check_rows(stage.data.format.length, mesh)
         trained = adapted(params, stage.lora, jax.random.key(config.seed), mesh) if stage.lora else params
         trainable_paths(stage.trainable, list(flatten(trained)))
         make_objective(stage.objective, config.model)

@@ -83,3 +83,20 @@ def test_twenty_steps_of_mixed_batches_compile_once(on_meshes):
             state, metrics = step(state, put_batch(batch, mesh))
     assert step._cache_size() == 1 and int(state.step) == 20 and np.isfinite(float(metrics["loss"]))
     assert flatten(state.params)["connector/linear_1/kernel"].dtype == np.float32
+
+
+@pytest.mark.parametrize("name, memory, flops", [
+    ("instruct", 1 / 3, 1 / 4), pytest.param("softmax", 3 / 4, (1 + 1 / 3) / 4, marks=pytest.mark.long)])
+def test_microbatches_take_the_memory_of_one(name, memory, flops, on_meshes):
+    """Temporaries of a batch in four parts; and that nothing is computed but the parts (a loop's body is counted once):
+    the weights of the whole batch cost no forward pass, the features of contrast one more of each part."""
+    mesh, measured = on_meshes.mesh_of(1, 1, 1, 1), []
+    for microbatches in (1, 4):
+        task = on_meshes.task(name).with_(microbatches=microbatches)
+        state, step = on_meshes.start(task, mesh)
+        with jax.set_mesh(mesh):
+            compiled = step.lower(state, put_batch(task.batches[0], mesh)).compile()
+        measured.append((compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis()["flops"]))
+    (whole, work), (part, part_work) = measured
+    assert part < memory * whole
+    assert part_work < 1.15 * flops * work

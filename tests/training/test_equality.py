@@ -2,11 +2,14 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
+from vlm_jax.models.execution import Execution, executing
 from vlm_jax.training.rules import flatten
 from vlm_jax.training.sharding import state_shardings
+from vlm_jax.weights.checkpoints import Checkpoints
 
 ONE, MESHES = (1, 1, 1, 1), [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2)]
 TASKS = ["softmax", "sigmoid", "align", "instruct"]
@@ -57,6 +60,31 @@ def test_three_steps_do_not_depend_on_microbatches(name, microbatches, on_meshes
         weights = task.batches[0]["loss_weights"].sum(1)
         assert len({weights[i::microbatches].sum() for i in range(microbatches)}) > 1
     same(on_meshes.run(task.with_(microbatches=microbatches), on_meshes.mesh_of(*ONE)), alone(name))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TASKS)
+def test_scanned_and_rematerialised_on_a_mesh(name, on_meshes, alone, small_leaves_too):
+    with executing(Execution(layers="scan", remat="dots")):
+        found = on_meshes.run(on_meshes.task(name), on_meshes.mesh_of(2, 2, 2, 1))
+    same(found, alone(name))
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(on_meshes, tmp_path, small_leaves_too):
+    """Saved in eight pieces, read in two by two, on one device, and in eight along another axis: the same bits."""
+    state, _ = on_meshes.start(on_meshes.task("align"), on_meshes.mesh_of(1, 8, 1, 1))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state.params, state.opt_state, {"stage": "align", "step": 1})
+        checkpoints.wait()
+        for sizes in [(2, 2, 2, 1), ONE, (8, 1, 1, 1), (1, 4, 1, 1)]:
+            lives = state_shardings(state, on_meshes.mesh_of(*sizes))
+            wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, lives)
+            params = checkpoints.params(1, wanted.params)
+            moments = checkpoints.opt_state(1, wanted.opt_state)
+            for found, leaf, place in zip(*map(jax.tree.leaves, (
+                    (params, moments), (state.params, state.opt_state), (lives.params, lives.opt_state))), strict=True):
+                assert found.sharding.is_equivalent_to(place, leaf.ndim)
+                np.testing.assert_array_equal(found, leaf)
 
 
 @pytest.mark.long

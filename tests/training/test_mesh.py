@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from vlm_jax.training.mesh import MeshConfig, abstract_mesh, arrange, check_batch, host_rows, make_mesh, put_batch
+from vlm_jax.training.mesh import MeshConfig, abstract_mesh, arrange, check_batch, check_rows, host_rows, make_mesh, put_batch
 
 
 def test_a_mesh_takes_all_devices_along_data_unless_told_otherwise():
@@ -79,3 +79,10 @@ def test_a_batch_is_split_along_its_examples():
     batch = put_batch({"x": np.arange(24, dtype=np.int32).reshape(8, 3)}, mesh)
     assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 3)}
     assert np.array_equal(batch["x"], np.arange(24).reshape(8, 3))
+
+
+def test_rows_must_divide_by_the_devices_that_split_them():
+    mesh = make_mesh(MeshConfig(2, 1, 1, 4))
+    check_rows(128, mesh)
+    with pytest.raises(ValueError, match="Rows of 126 tokens do not divide by config.mesh.context=4"):
+        check_rows(126, mesh)

@@ -88,6 +88,13 @@ def check_batch(size: int, mesh: AnyMesh, microbatches: int = 1) -> None:
                          f"use a multiple of {parts * microbatches}.")
 
 
+def check_rows(length: int, mesh: AnyMesh) -> None:
+    """Raises where rows of tokens do not split evenly along `context`."""
+    if length % mesh.shape["context"]:
+        raise ValueError(f"Rows of {length} tokens do not divide by config.mesh.context={mesh.shape['context']}; use a "
+                         f"length that is a multiple of it.")
+
+
 def host_rows(size: int, mesh: Mesh) -> list[int]:
     """The rows of a global batch that this process's devices hold, ascending: what `put_batch` takes on this process.
 
