@@ -206,3 +206,13 @@ def test_texts_are_the_pieces_that_will_be_encoded():
 def test_an_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="'answer' is unknown; choose 'answers' or 'all'"):
         RowsConfig(64, loss="answer")
+
+
+def test_rows_without_branches_do_not_speak_of_them():
+    """So that what is known before the program runs is that they are causal; a promise that does not hold is an error."""
+    rows = lambda conversations, branches: dataset(DataConfig(
+        SceneConfig(size=7, conversations=conversations), 2, RowsConfig(200, branches=branches)), PROCESSOR, 0)[0]
+    spoken, silent = rows(1, True), rows(1, False)
+    assert not spoken.pop("subsegment_ids").any() and equal(silent, spoken)
+    with pytest.raises(ValueError, match="An example has several conversations; set the stage's data.format.branches"):
+        rows(2, False)

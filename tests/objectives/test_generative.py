@@ -138,6 +138,14 @@ def test_text_alone_needs_no_images(objective, params):
     assert float(weights["next_token"]) == 2.25 and np.isfinite(sums["next_token"])
 
 
+def test_rows_without_branches(objective, params):
+    given = {name: values[:1] for name, values in batch().items()}
+    silent = {name: values for name, values in given.items() if name != "subsegment_ids"}
+    both = jax.jit(lambda p, one, other: (objective(p, one, None)[0], objective(p, other, None)[0]))
+    found = both(params, given, silent)
+    assert float(found[0]["next_token"]) == pytest.approx(float(found[1]["next_token"]), rel=1e-6)
+
+
 # In chunks.
 
 

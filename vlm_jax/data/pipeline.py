@@ -39,6 +39,8 @@ class RowsConfig:
     `arrange`: "single", one example in a row of `length`; "packed", as many as fit, with all their images in the slots;
     "by_length", one in a row, but rows of like length in a batch, which is only as long as it must be. Packed rows are
     planned `block` at a time, batches by length `block` rows at a time: the more, the fuller and the slower to begin.
+    `branches` False promises that no example has several conversations: the batch then does not speak of branches, and
+    a fused attention kernel that cannot follow them may be used (`models/kernels.py`).
     """
 
     kind: ClassVar[str] = "rows"
@@ -47,6 +49,7 @@ class RowsConfig:
     loss: str = "answers"
     arrange: str = "single"
     block: int = 256
+    branches: bool = True
 
     def __post_init__(self):
         if self.loss not in ("answers", "all"):
@@ -133,11 +136,16 @@ def dataset(config: DataConfig, processor: Processor, seed: int, rows: Sequence[
 
     With `rows`, only these rows of it (see `batches`).
     """
-    return traced(config, processor, seed, rows).map(_untraced)
+    return traced(config, processor, seed, rows).map(functools.partial(_for_training, config.format))
 
 
-def _untraced(batch: Batch) -> Batch:
-    return {name: value for name, value in batch.items() if name != "origin"}
+def _for_training(form: PairsConfig | RowsConfig, batch: Batch) -> Batch:
+    """What a step takes of a batch. Raises where it has branches that the config says it has not."""
+    batch = {name: value for name, value in batch.items() if name != "origin"}
+    if isinstance(form, RowsConfig) and not form.branches and batch.pop("subsegment_ids").any():
+        raise ValueError("An example has several conversations; set the stage's data.format.branches to True, or give "
+                         "each conversation a record of its own.")
+    return batch
 
 
 class HostRows(grain.MapDataset):

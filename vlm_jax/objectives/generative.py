@@ -36,8 +36,8 @@ class NextTokenConfig:
 
 class NextToken:
     """Batch, all [b, t] int32 unless said otherwise: tokens, targets (the token each position predicts), loss_weights
-    (float32), positions, segment_ids, subsegment_ids, image_index; images [b, n, h, w, 3] float32 unless the stage is
-    text alone."""
+    (float32), positions, segment_ids, image_index; subsegment_ids unless rows have no branches; images [b, n, h, w, 3]
+    float32 unless the stage is text alone."""
 
     def __init__(self, config: NextTokenConfig, model: ModelConfig):
         self.config, self.model = config, model.vlm()
@@ -47,7 +47,7 @@ class NextToken:
         self.terms = {"next_token": 1.0}
 
     def __call__(self, params, batch: Batch, rng: Array) -> tuple[Sums, Sums]:
-        info = describe(batch["segment_ids"], positions=batch["positions"], subsegment_ids=batch["subsegment_ids"])
+        info = describe(batch["segment_ids"], positions=batch["positions"], subsegment_ids=batch.get("subsegment_ids"))
         apply = lambda method, *args: self.model.apply({"params": params}, *args, method=method)
         visual = apply("visual_tokens", batch["images"]) if "images" in batch else None
         hidden, _ = apply("hidden", batch["tokens"], info, visual, batch["image_index"])
