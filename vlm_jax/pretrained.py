@@ -127,6 +127,9 @@ def load_pretrained(path: epath.PathLike, dtype: str | None = "float32", mesh: M
     place = _on_first_device if mesh is None else functools.partial(state_shardings, mesh=mesh)
     if (path / IMPORTED).is_dir():
         return _published(path / IMPORTED, lambda config: _newest(path, config, dtype, place))
+    if not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path}/config.json does not exist; give the workdir of a training run, or a folder in "
+                                f"Hugging Face layout.")
     values = read_json(path / "config.json")
     if "model" not in values:
         return _published(path, lambda config: folder.load_params(path, config, dtype, place))

@@ -3,13 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.mask import describe
-from vlm_jax.models.model import ModelConfig, abstract_params
+from vlm_jax.models.model import ModelConfig, abstract_params, init_params
 from vlm_jax.models.text import TextConfig
 from vlm_jax.models.tokens import num_visual_tokens
 from vlm_jax.models.transformer import TransformerConfig
@@ -68,3 +69,18 @@ def test_an_assembly_without_its_parts_says_what_to_set():
         TALKER.two_tower()
     with pytest.raises(ValueError, match="no decoder; set model.connector and model.decoder"):
         TOWERS.vlm()
+
+
+def test_drawing_parameters_traces_a_deep_tower_no_longer_than_a_shallow_one():
+    def equations(layers):
+        model = ModelConfig(decoder=DecoderConfig(20, dataclasses.replace(BLOCKS, layers=layers)))
+        return len(jax.make_jaxpr(lambda rng: init_params(model, rng))(jax.random.key(0)).eqns)
+
+    assert equations(20) - equations(2) <= 18 * 2  # a slice or two for its output; a block itself has dozens
+
+
+def test_parameters_are_drawn_alike_however_blocks_are_run():
+    deep = ModelConfig(decoder=DecoderConfig(20, dataclasses.replace(BLOCKS, layers=2)))
+    x, rng = jnp.zeros((1, 1), jnp.int32), jax.random.key(3)
+    unrolled = jax.jit(lambda: deep.vlm().init(rng, x, describe(x))["params"])()
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda: init_params(deep, rng))(), unrolled)

@@ -24,6 +24,7 @@ NAMES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=16)
 LINEAR = dict(rope_type="linear", factor=2.0)
+DYNAMIC = dict(rope_type="dynamic", factor=3.0, original_max_position_embeddings=8)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
 VISION = dict(model_type="clip_vision_model", hidden_size=12, intermediate_size=20, num_hidden_layers=2,
               num_attention_heads=3, image_size=8, patch_size=4)
@@ -60,6 +61,9 @@ def frequencies(dim, theta, scaling):
     length, factor = scaling.get("original_max_position_embeddings"), scaling["factor"]
     if scaling["rope_type"] == "linear":
         return np.array(base) / factor, 1.0
+    if scaling["rope_type"] == "dynamic":  # of rows of 12 tokens
+        theta *= (factor * 12 / length - (factor - 1)) ** (dim / (dim - 2))
+        return np.array([theta ** (-2 * i / dim) for i in range(dim // 2)]), 1.0
     if scaling["rope_type"] == "llama3":
         out = []
         for f in base:
@@ -117,6 +121,8 @@ IDS = np.random.default_rng(1).integers(0, 40, 12)
     ("llama", dict(attention_bias=True, mlp_bias=True, head_dim=6, rope_theta=500.0, rope_scaling=LLAMA3),
      None, LLAMA3),
     ("llama", dict(rope_scaling=dict(type="linear", factor=2.0), num_key_value_heads=4), None, LINEAR),
+    ("llama", dict(rope_scaling=DYNAMIC, max_position_embeddings=8, head_dim=6), None, DYNAMIC),
+    ("llama", dict(rope_scaling=DYNAMIC, max_position_embeddings=12), None, None),
     ("mistral", dict(sliding_window=3), [3, 3, 3], None),
     ("mistral", dict(sliding_window=None, tie_word_embeddings=True), None, None),
     ("qwen2", dict(use_sliding_window=True, sliding_window=3, max_window_layers=1), [None, 3, 3], None),
@@ -149,7 +155,7 @@ def test_both_spellings_of_config_json_give_the_same_sizes():
 
 
 @pytest.mark.parametrize("kind, options", [
-    ("llama", dict(attention_bias=True, rope_scaling=LLAMA3)), ("mistral", dict(sliding_window=5)),
+    ("llama", dict(attention_bias=True, rope_scaling=LLAMA3)), ("llama", dict(rope_scaling=DYNAMIC)), ("mistral", dict(sliding_window=5)),
     ("qwen2", dict(use_sliding_window=True, sliding_window=3, max_window_layers=1)), ("qwen3", dict(rope_scaling=YARN)),
 ])
 def test_what_we_write_of_a_config_reads_back_as_it(kind, options):
@@ -161,9 +167,9 @@ def test_what_we_write_of_a_config_reads_back_as_it(kind, options):
 
 
 @pytest.mark.parametrize("options, sentence", [
-    (dict(rope_scaling=dict(type="dynamic", factor=2.0)), "rotary positions of type 'dynamic'"),
-    (dict(rope_scaling=dict(YARN, mscale=0.7)), "rotary positions with mscale"),
-    (dict(hidden_act="relu"), "activation 'relu'"),
+    (dict(rope_scaling=dict(type="longrope", factor=2.0)), "rotary positions of type 'longrope'"),
+    (dict(rope_scaling=dict(YARN, partial_rotary_factor=0.5)), "rotary positions with partial_rotary_factor"),
+    (dict(hidden_act="mish"), "activation 'mish'"),
     (dict(quantization_config={"bits": 4}), "quantised"),
     (dict(architectures=["PhiForCausalLM"]), "PhiForCausalLM are not supported"),
 ])
@@ -344,7 +350,8 @@ def header(values, data=b""):
     header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, b"1234"),
     header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
             "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
-], ids=["empty", "no length", "absurd length", "not a tensor", "short", "absurd shape", "overlap"])
+    (55).to_bytes(8, "little") + b'{"a": 1, "a": {"dtype": "U8", "shape": [0], "data_offset' b's": [0, 0]}}',
+], ids=["empty", "no length", "absurd length", "not a tensor", "short", "absurd shape", "overlap", "one name twice"])
 def test_a_damaged_or_hostile_header_is_a_sentence(tmp_path, content):
     (tmp_path / "config.json").write_text(json.dumps(config("llama")))
     (tmp_path / "model.safetensors").write_bytes(content)
@@ -352,8 +359,27 @@ def test_a_damaged_or_hostile_header_is_a_sentence(tmp_path, content):
         vlm_jax.load_pretrained(tmp_path)
 
 
+def test_an_index_that_promises_a_tensor_too_many_is_a_sentence(tmp_path):
+    hf = config("llama")
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    safetensors.write(tmp_path, random_tensors(hf).items())
+    promised = {name: "model.safetensors" for name in (*random_tensors(hf), "ghost")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": promised}))
+    with pytest.raises(ValueError, match="says that model.safetensors holds 'ghost', which none does"):
+        vlm_jax.load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"hidden_size": "24"}, {"num_hidden_layers": None}, {"num_hidden_layers": 0}, {"num_attention_heads": 0},
+    {"head_dim": 5}, {"rope_scaling": {"type": "linear", "factor": "2"}}, {"rope_scaling": 4}], ids=str)
+def test_sizes_that_no_model_has_are_a_sentence(tmp_path, wrong):
+    (tmp_path / "config.json").write_text(json.dumps(config("llama", **wrong)))
+    with pytest.raises(ValueError, match="makes no sense|whole number|factor '2'"):
+        vlm_jax.load_pretrained(tmp_path)
+
+
 def test_pickles_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config("llama")))
     (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
-    with pytest.raises(ValueError, match="only pickled weights.*safe_serialization=True"):
+    with pytest.raises(ValueError, match="only pickled weights.*transformers.LlamaForCausalLM.from_pretrained"):
         vlm_jax.load_pretrained(tmp_path)

@@ -84,7 +84,7 @@ def test_names_of_later_versions_are_the_hubs():
     ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "sliding windows beside positions"),
     ({"vision_config": VISION | {"in_channels": 1}}, "1 channels"),
     ({"vision_config": VISION | {"rope_parameters": {"rope_type": "yarn"}}}, "rotary positions of type 'yarn'"),
-    ({"rope_scaling": ROPE | {"type": "dynamic"}}, "rotary positions of type 'dynamic'"),
+    ({"rope_scaling": ROPE | {"type": "longrope"}}, "rotary positions of type 'longrope'"),
 ])
 def test_what_we_cannot_honour_is_one_sentence(changes, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.encoders import EncoderConfig, encoder
+from vlm_jax.models.execution import current, executing
 from vlm_jax.models.mask import describe
 from vlm_jax.models.text import TextConfig
 from vlm_jax.models.transformer import Params
@@ -56,6 +57,11 @@ class ModelConfig:
 
 def init_params(config: ModelConfig, rng: Array) -> Params:
     """Fresh float32 parameters of all parts. Both assemblies draw the same eyes: Linen's keys follow the path."""
+    with executing(dataclasses.replace(current(), layers="scan")):  # what blocks give is dropped: one of a kind is traced
+        return _init(config, rng)
+
+
+def _init(config: ModelConfig, rng: Array) -> Params:
     tokens, images, params = jnp.zeros((1, 1), jnp.int32), None, {}
     if config.vision is not None:
         images = config.vision.blank()

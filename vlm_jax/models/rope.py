@@ -10,12 +10,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
+KINDS = ("linear", "llama3", "yarn", "dynamic")
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """`kind`: "linear" (arXiv 2306.15595), "llama3" (arXiv 2407.21783) or "yarn" (arXiv 2309.00071).
+    """`kind`: "linear" (arXiv 2306.15595), "llama3" (arXiv 2407.21783), "yarn" (arXiv 2309.00071) or "dynamic" (its
+    section 3.3: nothing is stretched until the longest row of a batch is longer than `original_length`).
 
-    `original_length` is the context before stretching, in tokens; `low_freq` and `high_freq` are llama3's, `beta_fast`
-    and `beta_slow` YaRN's.
+    `original_length` is the context before stretching, in tokens; `low_freq` and `high_freq` are llama3's, `beta_fast`,
+    `beta_slow`, `attention_factor` and `truncate` (the ramp's ends are whole channels) YaRN's.
     """
 
     kind: str
@@ -26,16 +30,19 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
 
     def __post_init__(self):
-        if self.kind not in ("linear", "llama3", "yarn"):
-            raise ValueError(f"Rope scaling '{self.kind}' is unknown; choose 'linear', 'llama3' or 'yarn'.")
+        if self.kind not in KINDS:
+            raise ValueError(f"Rope scaling '{self.kind}' is unknown; choose one of {', '.join(KINDS)}.")
+        if not isinstance(self.factor, (int, float)) or not self.factor > 0:
+            raise ValueError(f"Rope scaling has factor {self.factor!r}; give a number above 0.")
 
 
 def frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[np.ndarray, float]:
-    """(turns per position in radians [dim / 2] float32, factor on cos and sin)."""
+    """(turns per position in radians [dim / 2] float32, factor on cos and sin); of "dynamic", those of short rows."""
     base = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return base.astype(np.float32), 1.0
     stretched, amplitude = base / scaling.factor, 1.0
     if scaling.kind == "linear":
@@ -45,11 +52,21 @@ def frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> t
         mix = 1 - np.clip((turns - scaling.low_freq) / (scaling.high_freq - scaling.low_freq), 0, 1)
     else:
         index = lambda turns: (dim * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(theta)))
-        low = max(math.floor(index(scaling.beta_fast)), 0)
-        high = min(math.ceil(index(scaling.beta_slow)), dim - 1)
+        low, high = index(scaling.beta_fast), index(scaling.beta_slow)
+        if scaling.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
         mix = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0, 1)
         amplitude = scaling.attention_factor or 0.1 * math.log(max(scaling.factor, 1)) + 1
     return (stretched * mix + base * (1 - mix)).astype(np.float32), amplitude
+
+
+def _lengthened(turns: np.ndarray, scaling: RopeScaling, length: Int[Array, ""]) -> Float[Array, "half"]:
+    """The turns of "dynamic" where the longest row has `length` tokens: theta grows with it."""
+    beyond = jnp.maximum(length / scaling.original_length, 1.0)
+    growth = scaling.factor * beyond - (scaling.factor - 1)
+    exponents = np.arange(len(turns)) / max(len(turns) - 1, 1)  # theta times growth^(d / (d - 2)), to the power -2i/d
+    return turns * growth ** -exponents.astype(np.float32)
 
 
 def rotate(
@@ -67,6 +84,8 @@ def rotate(
         turns, amplitude = np.concatenate([frequencies(2 * pairs, theta)[0] for pairs in sections]), 1.0
     else:
         turns, amplitude = frequencies(dim, theta, scaling)
+        if scaling is not None and scaling.kind == "dynamic":
+            turns = _lengthened(turns, scaling, positions.max() + 1)
     if positions.ndim == 3:
         if sum(sections) != half or len(sections) != positions.shape[-1]:
             raise ValueError(f"Rotary sections {sections} must be {positions.shape[-1]} that sum to {half} pairs.")

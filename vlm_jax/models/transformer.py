@@ -67,12 +67,18 @@ class TransformerConfig:
     layer_scale: float | None = None
 
     def __post_init__(self):
+        for name in ("layers", "width", "heads", "mlp_width", "groups"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name.replace('groups', 'kv_heads')} is {size!r}; give a whole number from 1 on.")
         if self.qk_norm not in (None, "head", "all"):
             raise ValueError(f"qk_norm '{self.qk_norm}' is unknown; choose 'head', 'all' or None.")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; change one or set head_dim.")
         if self.heads % self.groups:
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.groups}; change one of them.")
+        if not isinstance(self.dim, int) or self.dim < 1 or self.rope_theta is not None and self.dim % 2:
+            raise ValueError(f"Heads have size {self.dim!r}; it must be a whole number, and even to be rotated.")
 
     @property
     def groups(self) -> int:
@@ -193,12 +199,12 @@ def declare_blocks(module: nn.Module, config: TransformerConfig) -> Params:
     return module.get_variable("params", "blocks")
 
 
-def unstack(params: Params, layers: int) -> tuple[Params, ...]:
-    """One tree a layer. Decoding does this once: slicing the stack inside the token loop costs bandwidth."""
+def unstack(params: Params, layers: int, first: int = 0) -> tuple[Params, ...]:
+    """One tree a layer, from `first` on. Decoding does this once: slicing the stack in the token loop costs bandwidth."""
     depths = {leaf.shape[0] for leaf in jax.tree.leaves(params)}
     if depths != {layers}:  # JAX clamps an index that is too large: the last layer would silently run twice
         raise ValueError(f"The parameters hold {sorted(depths)} layers, the config asks for {layers}.")
-    return tuple(jax.tree.map(lambda leaf: leaf[i], params) for i in range(layers))
+    return tuple(jax.tree.map(lambda leaf: leaf[i], params) for i in range(first, layers))
 
 
 def apply_blocks(
@@ -253,7 +259,7 @@ def _scanned(config: TransformerConfig, params: Params, x, info, kv_info) -> lis
     """The states of all blocks: a loop over whole cycles, then what is left of one."""
     cycle = _cycle(config, info)
     rounds = config.layers // cycle
-    layers = unstack(params, config.layers)[rounds * cycle:]  # and checks their number
+    layers = unstack(params, config.layers, rounds * cycle)  # and checks their number
     group = lambda leaf: leaf[:rounds * cycle].reshape(rounds, cycle, *leaf.shape[1:])
 
     def run(x, layer, i):

@@ -15,11 +15,14 @@ def write_atomically(path: epath.Path, data: str | bytes) -> None:
     part.replace(path)
 
 
-def read_json(path: epath.Path) -> Any:
-    """A JSON file of a workdir; raises a sentence that names it where it is missing or damaged."""
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """A JSON object at rest; raises a sentence that names the file where it is missing or damaged."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the workdir of a training run.")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object; copy it again.")
+    return values

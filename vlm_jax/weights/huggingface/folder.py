@@ -25,9 +25,13 @@ SMALL = (".json", ".jinja", ".txt", ".model")  # what stands beside the weights:
 
 
 def load_config(folder: epath.Path) -> ModelConfig:
-    """The sizes in its config.json."""
+    """The sizes in its config.json; raises ValueError for sizes that no model can have."""
     hf = read_json(folder / CONFIG)
-    return family_of(hf).config(hf)
+    family = family_of(hf)
+    try:
+        return family.config(hf)
+    except (TypeError, KeyError, AttributeError, ArithmeticError) as error:  # values of other types than they should be
+        raise ValueError(f"{folder / CONFIG} makes no sense ({type(error).__name__}: {error}); copy it again.") from error
 
 
 def load_params(folder: epath.Path, config: ModelConfig, dtype: str | None, place: Placement) -> Params:

@@ -59,15 +59,20 @@ class Reader:
         return set(self._entries)
 
     def add(self, folder: epath.Path, rename: Callable[[str], str | None]) -> None:
-        """The tensors of one more folder."""
+        """The tensors of one more folder; raises ValueError where its index promises others."""
+        promised = dict(_promised(folder))
         for file in _files(folder):
             for entry in header(file):
+                promised.pop(entry.name, None)
                 name = rename(entry.name)
                 if name in self._entries:
                     raise ValueError(f"'{entry.name}' and '{self._entries[name].name}' in {folder} are the same "
                                      f"tensor under two names; keep one of them.")
                 if name is not None:
                     self._entries[name] = entry
+        if promised:
+            name, file = promised.popitem()
+            raise ValueError(f"{folder / INDEX} says that {file} holds '{name}', which none does; fetch all of them again.")
 
     def read(self, name: str) -> np.ndarray:
         entry = self._entries[name]
@@ -113,7 +118,7 @@ def _entries(file: epath.Path) -> list[Entry]:
         length = int.from_bytes(handle.read(8), "little")
         if total < 8 or length > min(total - 8, LARGEST_HEADER):
             raise ValueError(f"it has {total} bytes, its header claims {length}")
-        said = json.loads(handle.read(length))
+        said = json.loads(handle.read(length), object_pairs_hook=_unique)
     said.pop("__metadata__", None)
     entries, at = [], 0
     for name, value in sorted(said.items(), key=lambda item: item[1]["data_offsets"]):
@@ -130,6 +135,14 @@ def _entries(file: epath.Path) -> list[Entry]:
     return entries
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different, where Python would take the last of several."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("it says a name twice")
+    return values
+
+
 def _files(folder: epath.Path) -> list[epath.Path]:
     if folder.suffix == ".safetensors" and not folder.is_dir():
         if not folder.exists():
@@ -140,12 +153,8 @@ def _files(folder: epath.Path) -> list[epath.Path]:
             f"{folder} is pickled, which can run code when opened; convert it once: python -c \"import torch; from "
             f"safetensors.torch import save_file; w = torch.load('{folder}', weights_only=True); "
             f"save_file(w.get('model', w), '{folder.with_suffix('.safetensors')}')\"")
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
-        names = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(names, dict) or not all(name == os.path.basename(str(name)) for name in names.values()):
-            raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files beside it; copy it again.")
-        shards = sorted(set(names.values()))
+    if said := _promised(folder):
+        shards = sorted(set(said.values()))
         missing = [name for name in shards if not (folder / name).exists()]
         if missing:
             raise FileNotFoundError(f"{folder / INDEX} names {missing[0]}, which is not there; fetch all shards.")
@@ -155,11 +164,29 @@ def _files(folder: epath.Path) -> list[epath.Path]:
     files = sorted(folder.iterdir()) if folder.exists() else []
     found = [file for file in files if file.suffix == ".safetensors"]
     if not found and any(file.suffix in PICKLES for file in files):
-        raise ValueError(f"{folder} holds only pickled weights, which can run code when opened; convert them once with "
-                         f"transformers: AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True).")
+        raise ValueError(f"{folder} holds only pickled weights, which can run code when opened; convert them once: "
+                         f"python -c \"import transformers; transformers.{_class(folder)}.from_pretrained('{folder}')"
+                         f".save_pretrained('OUT')\"")
     if not found:
         raise FileNotFoundError(f"There is no {SINGLE} in {folder}.")
     return found
+
+
+def _promised(folder: epath.Path) -> dict[str, str]:
+    """{tensor: the file beside it that holds it} of the folder's index, if it has one."""
+    if not (folder / INDEX).exists():
+        return {}
+    said = read_json(folder / INDEX).get("weight_map")
+    beside = lambda name: isinstance(name, str) and name == os.path.basename(name) and name.endswith(".safetensors")
+    if not isinstance(said, dict) or not said or not all(map(beside, said.values())):
+        raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files beside it; copy it again.")
+    return said
+
+
+def _class(folder: epath.Path) -> str:
+    """The class of transformers that opens all of a checkpoint; AutoModel, say, would drop an output layer."""
+    names = read_json(folder / "config.json").get("architectures") if (folder / "config.json").exists() else None
+    return names[0] if isinstance(names, list) and names else "CLASS"
 
 
 def write(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int = 5 * 10**9) -> None:

@@ -104,7 +104,7 @@ def _hf_vision(config: ModelConfig) -> HfConfig:
 def _hf_text(config: DecoderConfig) -> HfConfig:
     if config.position_table:
         return opt.hf_text_config(config)
-    return (qwen2 if config.transformer.attention_bias else llama).LANGUAGE.hf_config(config)
+    return decoder.hf_config_of(tuple(LLAMAS.values()), config)
 
 
 def vision_table(config: ViTConfig, ours: str = "vision", theirs: str = "vision_model") -> list[Weight]:

@@ -6,6 +6,7 @@ A family of them is a `Language`: the class defaults of its configuration in tra
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Mapping, Sequence
 
 from vlm_jax.models.decoder import DecoderConfig
@@ -24,8 +25,10 @@ _LENGTH = {"factor": "factor", "original_max_position_embeddings": "original_len
 STRETCH = {  # of each type of rotary positions, their name of what stretches them -> ours
     "default": {},
     "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
     "llama3": {**_LENGTH, "low_freq_factor": "low_freq", "high_freq_factor": "high_freq"},
-    "yarn": {**_LENGTH, "beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor"}}
+    "yarn": {**_LENGTH, "beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor",
+             "truncate": "truncate"}}
 LAYERS = ("full_attention", "sliding_attention")  # the types of layer_types
 
 
@@ -46,6 +49,10 @@ class Language:
     legacy: Mapping[str, str] = dataclasses.field(default_factory=dict)
     embed_scaled: bool = False
     global_every: int | None = None
+
+    def without(self, key: str) -> Language:
+        """The same for a class that does not heed `key`."""
+        return dataclasses.replace(self, defaults={k: v for k, v in self.defaults.items() if k != key})
 
     def fill(self, hf: HfConfig) -> HfConfig:
         """The keys that the class knows, its defaults where config.json is silent; others it does not read either."""
@@ -114,8 +121,8 @@ def _rope(hf: HfConfig, values: HfConfig, default: float) -> tuple[float, RopeSc
     kind = values.get("rope_type", values.get("type", "default"))
     if kind not in STRETCH:
         raise ValueError(f"config.json asks for rotary positions of type '{kind}'; known are {', '.join(STRETCH)}.")
-    known = {"rope_theta", "rope_type", "type"}.union(*STRETCH.values())
-    neutral = {"partial_rotary_factor": 1.0, "truncate": True}  # what leaving these out says
+    known = {"rope_theta", "rope_type", "type", "mscale", "mscale_all_dim"}.union(*STRETCH.values())
+    neutral = {"partial_rotary_factor": 1.0}  # what leaving these out says
     if unknown := [key for key, value in values.items() if key not in known and value not in (None, neutral.get(key))]:
         raise ValueError(f"config.json asks for rotary positions with {', '.join(unknown)}, which are not supported.")
     if kind == "default":
@@ -125,6 +132,9 @@ def _rope(hf: HfConfig, values: HfConfig, default: float) -> tuple[float, RopeSc
         raise ValueError(f"config.json asks for rotary positions of type '{kind}' without a factor.")
     if kind != "linear":
         given.setdefault("original_length", hf["max_position_embeddings"])
+    if kind == "yarn" and "attention_factor" not in given and values.get("mscale") and values.get("mscale_all_dim"):
+        growth = 0.1 * math.log(max(given["factor"], 1))
+        given["attention_factor"] = (growth * values["mscale"] + 1) / (growth * values["mscale_all_dim"] + 1)
     return theta, RopeScaling(kind, **given)
 
 
@@ -137,6 +147,8 @@ def _hf_rope(t: TransformerConfig) -> HfConfig:
         scaling = {"rope_type": kind, **{key: value for key, value in said.items() if value is not None}}
     new = {"rope_type": "default", "rope_theta": t.rope_theta, **(scaling or {})}
     old = {"rope_theta": t.rope_theta, "rope_scaling": scaling}
+    if scaling is not None and kind == "dynamic":  # which has no other word for its length
+        old["max_position_embeddings"] = t.rope_scaling.original_length
     if t.local_rope_theta is None:
         return {"rope_parameters": new, **old}
     local = {"rope_type": "default", "rope_theta": t.local_rope_theta}

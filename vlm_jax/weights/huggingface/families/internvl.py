@@ -12,7 +12,7 @@ from vlm_jax.models.tokens import AspectTiles, num_visual_tokens
 from vlm_jax.models.vit import ViTConfig
 from vlm_jax.weights.huggingface.families import decoder, encoder, vit
 from vlm_jax.weights.huggingface.families.encoder import activation, hf_activation
-from vlm_jax.weights.huggingface.families.llava import LANGUAGES, language_hf_config
+from vlm_jax.weights.huggingface.families.llava import language, language_hf_config
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 from vlm_jax.weights.huggingface.table import Weight, linear, norm
 
@@ -24,6 +24,7 @@ VISION = dict(
     layer_scale_init_value=0.1, use_mean_pooling=True)
 DEFAULTS = dict(downsample_ratio=0.5, projector_hidden_act="gelu", vision_feature_layer=-1,
                 vision_feature_select_strategy="default", vision_config={}, text_config={})
+DEFAULT = "qwen2"  # the language model of a text_config that names none
 NORMS = {"layer_norm": "layer", "rms_norm": "rms"}
 QK_NORM_EPS, PROJECTOR_EPS = 1e-6, 1e-5  # fixed in its code, whatever config.json says
 
@@ -34,16 +35,9 @@ def _fill(hf: HfConfig) -> HfConfig:
     return {"tie_word_embeddings": hf["text_config"].get("tie_word_embeddings", False)} | hf
 
 
-def _language(text: HfConfig) -> decoder.Language:
-    kind = text.get("model_type", "qwen2")
-    if kind not in LANGUAGES:
-        raise ValueError(f"text_config.model_type is '{kind}'; known language models are {', '.join(LANGUAGES)}.")
-    return LANGUAGES[kind]
-
-
 def text(hf: HfConfig) -> HfConfig:
     part = _fill(hf)["text_config"]
-    return _language(part).fill(part)
+    return language(part, DEFAULT).fill(part)
 
 
 def vision_config(hf: HfConfig, layer: int = -1) -> ViTConfig:
@@ -87,7 +81,7 @@ def config(hf: HfConfig) -> ModelConfig:
     connector = ConnectorConfig("norm_mlp", activation(hf["projector_hidden_act"]), norm_eps=PROJECTOR_EPS,
                                 reducer="pixel_shuffle", factor=int(1 / hf["downsample_ratio"]))
     part = hf["text_config"] | {"tie_word_embeddings": hf["tie_word_embeddings"]}
-    whole = ModelConfig(vision=eyes, connector=connector, decoder=_language(part).config(part))
+    whole = ModelConfig(vision=eyes, connector=connector, decoder=language(part, DEFAULT).config(part))
     tiles = AspectTiles((eyes.image_size,) * 2, num_visual_tokens(whole, eyes.image_size, eyes.image_size))
     return dataclasses.replace(whole, layout=tiles)
 

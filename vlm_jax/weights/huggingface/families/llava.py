@@ -14,12 +14,15 @@ from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.tokens import Layout, num_visual_tokens
 from vlm_jax.models.vit import ViTConfig
-from vlm_jax.weights.huggingface.families import clip, decoder, llama, mistral, qwen2, qwen3, siglip
+from vlm_jax.weights.huggingface.families import (
+    clip, decoder, gemma, gemma2, gemma3_text, llama, mistral, qwen2, qwen3, siglip)
 from vlm_jax.weights.huggingface.families.encoder import activation, hf_activation
 from vlm_jax.weights.huggingface.family import Family, HfConfig
 from vlm_jax.weights.huggingface.table import Weight, linear
 
-LANGUAGES = {module.LANGUAGE.model_type: module.LANGUAGE for module in (llama, mistral, qwen2, qwen3)}
+_LANGUAGES = tuple(module.LANGUAGE for module in (llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text))
+# Behind eyes the output layer is the whole model's, which bounds no logits.
+LANGUAGES = {language.model_type: language.without("final_logit_softcapping") for language in _LANGUAGES}
 TOWERS = {"clip_vision_model": clip, "siglip_vision_model": siglip}
 
 # What all these classes fill in where config.json is silent: without a vision_config LLaVA means CLIP L/14@336.
