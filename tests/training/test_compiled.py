@@ -6,8 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from vlm_jax.training.mesh import put_batch
+from vlm_jax.models.execution import Execution, executing
+from vlm_jax.models.transformer import TransformerConfig, apply_blocks, init_blocks
+from vlm_jax.training.mesh import batch_sharding, put_batch
 from vlm_jax.training.rules import flatten
+from vlm_jax.training.sharding import state_shardings
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,23 @@ def test_fsdp_gathers_what_it_must_and_no_more(on_meshes, compiled, small_leaves
     assert 0.5 * size(split) < sum(gathered) < 2.2 * size(split)
     largest = max(leaf.nbytes for leaf in split)
     assert max(gathered) <= largest
+
+
+@pytest.mark.parametrize("layers, times, bodies", [("unrolled", 1, 4), ("scan", 2, 1)])
+def test_blocks_are_gathered_kernel_by_kernel(layers, times, bodies, on_meshes, small_leaves_too):
+    """Of four layers in pieces every byte is gathered once where all is kept for the backward pass, and twice in a scan,
+    which gathers a layer in the loop there and in the loop back; never a stack of layers, and no activations."""
+    config, mesh = TransformerConfig(layers=4, width=64, heads=4, mlp_width=256), on_meshes.mesh_of(1, 8, 1, 1)
+    shapes = jax.eval_shape(lambda: {"decoder": {"blocks": init_blocks(jax.random.key(0), config)}})
+    lives = state_shardings(shapes, mesh)
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, lives)
+    x = jax.ShapeDtypeStruct((16, 32, 64), np.float32, sharding=batch_sharding(mesh))
+    loss = lambda params, x: (apply_blocks(config, params["decoder"]["blocks"], x)[0][-1] * x).sum()
+    with jax.set_mesh(mesh), executing(Execution(layers=layers)):
+        step = jax.jit(jax.grad(loss), out_shardings=lives).lower(params, x).compile()
+    gathered = [n for operation, n in on_meshes.collectives(step) if operation == "all-gather"]
+    layer = 4 * (4 * 64 * 64 + 2 * 64 * 256)
+    assert sum(gathered) == times * bodies * layer and max(gathered) == 4 * 64 * 256
 
 
 def test_a_state_in_pieces_takes_a_share_of_the_memory(compiled, small_leaves_too):
