@@ -14,7 +14,7 @@ from vlm_jax.weights.files import write_atomically
 class MetricsLog:
     """Appends lines, and drops those a restart will write again. Of several processes, the first has it alone.
 
-    Where the file system cannot append (a bucket), the whole file is written anew.
+    A bucket cannot append, or does it wrongly: there the whole file is written anew.
     """
 
     def __init__(self, path: epath.Path, keep: Callable[[dict[str, Any]], bool]):
@@ -29,11 +29,11 @@ class MetricsLog:
             return
         line = json.dumps(record) + "\n"
         self.lines.append(line)
-        try:
+        if "://" in str(self.path):
+            self._rewrite()
+        else:
             with self.path.open("a") as file:
                 file.write(line)
-        except (NotImplementedError, ValueError):
-            self._rewrite()
 
     def _rewrite(self) -> None:
         write_atomically(self.path, "".join(self.lines))
