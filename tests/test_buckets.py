@@ -17,8 +17,8 @@ STEPS = 60
 OVERRIDES = [
     *(f"model.{part}.transformer.{size}" for part in ("vision", "text")
       for size in ("layers=1", "width=16", "heads=2", "mlp_width=16")),
-    f"stages.contrastive.steps={STEPS}", "stages.contrastive.data.batch=8", "loop.log_every=1", "loop.checkpoint_every=50",
-    "evals.examples=8", "evals.batch=8", "processor.vocab_size=270"]
+    f"stages.contrastive.steps={STEPS}", "stages.contrastive.data.batch=8", "processor.vocab_size=270",
+    "loop.log_every=1", "loop.checkpoint_every=50", "evals.examples=8", "evals.batch=8"]
 
 
 @pytest.fixture
@@ -71,6 +71,6 @@ def test_a_run_in_a_bucket(buckets, tmp_path):
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     assert {"zero_shot_top1", "params_sha256"} <= set(json.loads((workdir / "summary.json").read_text()))
-    names = {path.name for path in workdir.iterdir()}
-    assert names == {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "eval", "report.html", "summary.json"}
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "eval", "report.html", "summary.json"}
     assert list(elsewhere.iterdir()) == []  # nothing took bucket:// for a folder of this disk

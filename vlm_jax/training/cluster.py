@@ -70,7 +70,8 @@ def speaks_of_a_cluster(environment: Mapping[str, str]) -> bool:
     if "JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment:
         if importlib.util.find_spec("kubernetes") is None:
             raise ValueError(f"This pod belongs to an indexed Job; set {', '.join(EXPLICIT)} in its manifest (as "
-                             f"experiments/launch/gke_jobset.yaml does), or JAX_NUM_PROCESSES=1 for a pod by itself.")
+                             f"experiments/launch/gke_jobset_gpu.yaml does), or JAX_NUM_PROCESSES=1 for a pod by "
+                             f"itself.")
         return True
     return False
 
