@@ -134,7 +134,8 @@ def test_two_local_processes_train_and_evaluate(tmp_path):
     """The recipe as it is, with the smoke config cut to what is quick."""
     sizes = [f"--config.model.{part}.transformer.{size}" for part in ("vision", "text", "decoder")
              for size in ("width=16", "mlp_width=16")]
-    few = ["--config.run=contrastive", "--config.stages.contrastive.steps=2", "--config.stages.contrastive.data.batch=8",
+    few = ["--config.run=contrastive", "--config.stages.contrastive.steps=2",
+           "--config.stages.contrastive.data.batch=8",
            "--config.evals.tasks=zero_shot", "--config.evals.examples=8", "--config.evals.batch=8"]
     started = subprocess.Popen(
         ["bash", str(FOLDER / "local.sh"), "2", "--config", "configs/smoke.py", "--workdir", str(tmp_path / "run"),
