@@ -1,6 +1,7 @@
 """Packing: rows are full, nobody sees a neighbour, and loss and gradients are those of one example a row."""
 
 import collections
+import functools
 import types
 
 import jax
@@ -18,8 +19,10 @@ from vlm_jax.data.records import Message, Record
 from vlm_jax.data.rows import join
 from vlm_jax.data.scenes import SceneConfig
 from vlm_jax.data.tokenizer import train
+from vlm_jax.models import attention, kernels
 from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.execution import Execution, executing
 from vlm_jax.models.model import ModelConfig, init_params
 from vlm_jax.models.transformer import TransformerConfig
 from vlm_jax.models.vit import ViTConfig
@@ -217,10 +220,15 @@ def test_unknown_arrangements_are_refused(options, message):
 
 @pytest.fixture(scope="module")
 def model():
-    blocks = TransformerConfig(layers=2, width=16, heads=2, mlp_width=32, norm="rms", rope_theta=10_000.0, kv_heads=1)
+    blocks = TransformerConfig(layers=1, width=16, heads=2, mlp_width=32, norm="rms", rope_theta=10_000.0, kv_heads=1)
     eyes = ViTConfig(image_size=8, patch_size=4, transformer=TransformerConfig(layers=1, width=8, heads=2, mlp_width=16))
     config = ModelConfig(vision=eyes, connector=ConnectorConfig(), decoder=DecoderConfig(270, blocks))
     return config, jax.jit(lambda: init_params(config, jax.random.key(0)))()
+
+
+KERNELS = {  # as they run without their device
+    "splash": (functools.partial(kernels.splash, interpret=True), kernels.splash_refusal),
+    "cudnn": (functools.partial(kernels.cudnn, implementation="xla"), lambda *_: None)}
 
 
 def summed(model, rows):
@@ -253,3 +261,24 @@ def test_packed_training_equals_unpacked_training(model, talks):
     # And it is the segments that keep the examples apart: as one segment they are something else.
     leaking = [dict(row, segment_ids=np.minimum(row["segment_ids"], 0)) for row in packed]
     assert abs(summed(model, leaking)[0] / other[0] - 1) > 1e-4
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_packed_equals_unpacked_with_fused_attention(model, talks, monkeypatch, kernel):
+    monkeypatch.setattr(attention, "FUSED", KERNELS)
+    monkeypatch.setattr(attention, "BEST", {"cpu": kernel})
+    talks[:] = [talk(i, i % 3) for i in range(50)]
+    batch = next(batches(DataConfig(SOURCE, 4, RowsConfig(128, 4, arrange="packed", block=16, branches=False)),
+                         PROCESSOR, 3, 0, 1))
+    indices = [i for i in origins(data("packed"), PROCESSOR, 3, 0, 1)[..., 1].ravel().tolist() if i >= 0]
+    packed = [{name: value[b] for name, value in batch.items()} for b in range(4)]
+    alone = [PROCESSOR.row(talks[i], 128, 4) for i in indices]
+    alone = [{name: row[name] for name in packed[0]} for row in alone]
+    with executing(Execution(attention=kernel)):
+        one = summed(model, packed)
+    other = summed(model, alone)
+    assert one[1] == other[1] > 0
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(other[2]))
+    for a, b in zip(jax.tree.leaves(one[2]), jax.tree.leaves(other[2])):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale)

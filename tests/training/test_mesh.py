@@ -1,11 +1,17 @@
 """Meshes of eight devices, of several slices, and of devices that are not here."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from vlm_jax.data.images import Augmentation, ImageProcessor
+from vlm_jax.data.pipeline import DataConfig, PairsConfig, batches
+from vlm_jax.data.processor import Processor, ProcessorConfig
+from vlm_jax.data.scenes import SceneConfig
+from vlm_jax.data.tokenizer import train
 from vlm_jax.training.mesh import MeshConfig, abstract_mesh, arrange, check_batch, check_rows, host_rows, make_mesh, put_batch
 
 
@@ -86,3 +92,23 @@ def test_rows_must_divide_by_the_devices_that_split_them():
     check_rows(128, mesh)
     with pytest.raises(ValueError, match="Rows of 126 tokens do not divide by config.mesh.context=4"):
         check_rows(126, mesh)
+
+
+@pytest.mark.parametrize("axes, per_host, rows", [
+    (dict(data=8), 2, [[0, 1], [2, 3], [4, 5], [6, 7]]),
+    (dict(data=2, fsdp=4), 4, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    (dict(data=2, tensor=4), 2, [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2),
+    (dict(data=1, fsdp=2, tensor=2, context=2), 2, [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2)])
+def test_hosts_with_the_same_rows_read_the_same_data(axes, per_host, rows):
+    """Hosts of a few devices each: those that split the batch read other examples, replicas the very same."""
+    mesh = make_mesh(MeshConfig(**axes))
+    devices = mesh.devices.ravel()
+    hosts = [host_rows(8, mesh, devices[i : i + per_host]) for i in range(0, 8, per_host)]
+    assert hosts == rows and set().union(*map(set, hosts)) == set(range(8))
+    eyes = types.SimpleNamespace(image_size=16, patch_size=16)
+    processor = Processor(ProcessorConfig(ImageProcessor(16)), train(["a"], 300), eyes, 8)
+    data = DataConfig(SceneConfig(size=20), 8, PairsConfig(augment=Augmentation((0.3, 0.9), flip=True)))
+    whole = next(batches(data, processor, 0, 3, 4))
+    for own in hosts:
+        read = next(batches(data, processor, 0, 3, 4, own))
+        assert all(np.array_equal(read[name], whole[name][own]) for name in whole)

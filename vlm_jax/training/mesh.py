@@ -95,13 +95,14 @@ def check_rows(length: int, mesh: AnyMesh) -> None:
                          f"length that is a multiple of it.")
 
 
-def host_rows(size: int, mesh: Mesh) -> list[int]:
-    """The rows of a global batch that this process's devices hold, ascending: what `put_batch` takes on this process.
+def host_rows(size: int, mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> list[int]:
+    """The rows of a global batch that a process's devices hold (None: this one's), ascending: what `put_batch` takes.
 
     Devices along `tensor` and `context` hold the same rows, also where they belong to other processes.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    return sorted({row for (rows,) in held for row in range(*rows.indices(size))})
+    held = batch_sharding(mesh).devices_indices_map((size,))
+    own = mesh.local_devices if devices is None else devices
+    return sorted({row for device in own for row in range(*held[device][0].indices(size))})
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
