@@ -15,8 +15,8 @@ Q, UP = "blocks/attn/q/kernel", "blocks/mlp/up/kernel"
 
 
 def tree():
-    params = jax.jit(lambda: init_blocks(jax.random.key(0), CONFIG))()
-    return {"blocks": params}
+    shapes, rng = jax.eval_shape(lambda: init_blocks(jax.random.key(0), CONFIG)), np.random.default_rng(0)
+    return {"blocks": jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)}
 
 
 def put(params, fresh, fill=None):
@@ -37,7 +37,7 @@ def run(params):
 
 
 def test_adapters_are_small_and_change_nothing_at_first():
-    fresh = adapters(tree(), {Q: 3, UP: 2}, jax.random.key(1))
+    fresh = adapters(tree(), {Q: 3, UP: 2}, jax.random.key(1, impl="rbg"))  # compiles faster
     assert {path: leaf.shape for path, leaf in fresh.items()} == {
         "blocks/attn/q/lora_a": (2, 16, 3), "blocks/attn/q/lora_b": (2, 3, 16),
         "blocks/mlp/up/lora_a": (2, 16, 2), "blocks/mlp/up/lora_b": (2, 2, 24)}
@@ -51,11 +51,11 @@ def test_a_layer_adds_a_b_and_merging_keeps_the_answer():
     x, w, a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 6), (6, 5), (6, 2), (2, 5)))
     y = Linear(5, use_bias=False).apply({"params": {"kernel": w, "lora_a": a, "lora_b": b}}, x)
     np.testing.assert_allclose(y, x @ w + (x @ a) @ b, rtol=1e-4, atol=1e-5)
-    fresh = adapters(tree(), {Q: 3, UP: 2}, jax.random.key(1))
+    fresh = adapters(tree(), {Q: 3, UP: 2}, jax.random.key(1, impl="rbg"))
     params = put(tree(), fresh, lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32))
     merged = merge(params)
     assert jax.tree.structure(merged) == jax.tree.structure(tree())
-    np.testing.assert_allclose(run(merged), run(params), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(merged), run(params), rtol=1e-3, atol=1e-3)
     assert np.abs(np.asarray(run(params) - run(tree()))).max() > 0.1
 
 
