@@ -6,15 +6,18 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from vlm_jax import prepare as verb
-from vlm_jax.data import shards
+from vlm_jax import config as configs, prepare as verb
+from vlm_jax.data import packing, shards
+from vlm_jax.data.pipeline import traced
 from vlm_jax.data.registry import open_source
 from vlm_jax.data.scenes import SceneConfig
 from vlm_jax.data.shards import is_done, make_plan, prepare
 from vlm_jax.data.sources.array_record import ArrayRecordConfig
 from vlm_jax.data.sources.captions import CaptionFolderConfig
+from vlm_jax.train import make_processor
 
 SCENES = SceneConfig(size=25, conversations=2)
 
@@ -130,3 +133,17 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv", ["prepare", f"--out={tmp_path / 'out'}", *arguments])
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         verb.main()
+
+
+def test_the_config_of_packed_rows_mixes_prepared_records_with_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "SAMPLE", 60)
+    prepare(make_plan(SCENES, tmp_path / "shards", 10, 0.0))
+    config = configs.resolve(configs.load(f"configs/packed.py:{tmp_path / 'shards'}", [
+        "--config.stages.instruct.data.source.parts.scenes.select=first:30", "--config.stages.instruct.data.format.block=8"]))
+    data, processor = config.stages["instruct"].data, make_processor(config, epath.Path(tmp_path))
+    batch = traced(data, processor, 0)[0]
+    places = [place for place in batch["origin"].reshape(-1, 2).tolist() if place[0] >= 0]
+    assert batch["tokens"].shape == (8, 512) and batch["images"].shape[:2] == (8, 16)
+    own, scenes = ([index for part, index in places if part == n] for n in (0, 1))
+    assert abs(len(own) - len(scenes)) <= 8 and len(places) > 16
+    assert set(own) <= set(range(25)) and set(scenes) <= set(range(30))
