@@ -291,6 +291,22 @@ def test_templates_may_refuse_and_cannot_escape(source):
         ChatTemplate(source, {}).render([{"role": "user", "content": "a"}])
 
 
+PARTS = """{% for m in messages %}{{ m.role | upper }}: {% for c in m.content | selectattr('type', 'equalto', 'text') %}
+{{- c.text }} {% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
+
+
+def test_a_template_that_only_reads_parts_does_not_lose_what_is_said(llava):
+    (llava / "chat_template.jinja").write_text(PARTS)
+    p, plain = loading.load(llava), {"role": "assistant", "content": "It is.\nYes."}
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Red?"}]}]
+    assert p.chat(parts) == "USER: Red? ASSISTANT:"
+    with pytest.raises(ValueError, match="The chat template leaves out what message 0 says; give its content as"):
+        p(messages=[[{"role": "user", "content": "Red?"}]])
+    with pytest.raises(ValueError, match="leaves out what message 1 says"):
+        p.training([[*parts, plain]])
+    assert p.training([[*parts, plain | {"content": [{"type": "text", "text": "Yes."}]}]])["loss_mask"].sum() > 2
+
+
 @pytest.mark.parametrize("name, content", [
     ("chat_template", {"chat_template": "old {{ messages[0].content }}"}),
     ("tokenizer_config", {"chat_template": [{"name": "tool", "template": "x"},

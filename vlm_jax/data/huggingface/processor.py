@@ -11,7 +11,7 @@ from PIL import Image
 from vlm_jax.data.huggingface.images import HfImageProcessor, size
 from vlm_jax.data.huggingface.marks.marks import Marks
 from vlm_jax.data.huggingface.script import Script
-from vlm_jax.data.huggingface.spans import check_plain, ended, learnt
+from vlm_jax.data.huggingface.spans import check_kept, check_plain, ended, learnt
 from vlm_jax.data.huggingface.template import ChatTemplate, Messages
 from vlm_jax.data.huggingface.tokenizer import HfTokenizer
 
@@ -56,7 +56,9 @@ class HfProcessor:
 
     def chat(self, messages: Messages, add_generation_prompt: bool = True, **variables: Any) -> str:
         """A conversation as the prompt that this checkpoint's template makes of it."""
-        return _has(self.template, "chat template").render(messages, add_generation_prompt, **variables)
+        text = _has(self.template, "chat template").render(messages, add_generation_prompt, **variables)
+        check_kept(messages, text)
+        return text
 
     def __call__(self, messages: Sequence[Messages] | None = None, text: Sequence[str] | None = None,
                  images: Sequence[Images] | None = None, padding_side: str = "left") -> Arrays:
@@ -108,6 +110,7 @@ class HfProcessor:
         if self.marks is not None and self.marks.asked(messages) is not None:
             return Script(*self.marks.taught(messages, end))
         text, spans = _has(self.template, "chat template").answers(messages)
+        check_kept(messages, text)
         return Script(*ended(text, spans, self.tokenizer.special_texts, end), chat=True)
 
     def _marked(self, scripts: list[Script], images: Sequence[Images] | None) -> list[Script]:

@@ -22,6 +22,17 @@ def check_plain(messages: Messages, special: Collection[str], mark: str | None, 
                                  f"says; take it out.")
 
 
+def check_kept(messages: Messages, text: str) -> None:
+    """Raises ValueError where a template has left out what a user or an assistant says: many of models with eyes look
+    for a list of parts, and write nothing of a plain string. Its last line is looked for, as thoughts may be dropped."""
+    for i, message in enumerate(messages):
+        content = message.get("content")
+        if isinstance(content, str) and content.strip() and message["role"] in ("user", "assistant"):
+            if content.strip().splitlines()[-1].strip() not in text:
+                raise ValueError(f"The chat template leaves out what message {i} says; give its content as "
+                                 f"[{{'type': 'text', 'text': ...}}].")
+
+
 def ended(text: str, spans: Spans, special: Collection[str], end: str | None) -> tuple[str, Spans]:
     """Text and spans of answers each of which closes with a token that ends it.
 
