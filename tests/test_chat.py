@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -16,7 +17,9 @@ from vlm_jax import chat, cli, config as configs, evaluate
 from vlm_jax.data import tokenizer
 from vlm_jax.data.pipeline import texts
 from vlm_jax.data.registry import open_source
+from vlm_jax.data.huggingface.processor import HfProcessor
 from vlm_jax.data.templates import template
+from vlm_jax.inference.prompted import PromptedSession
 from vlm_jax.inference.samplers import Sampler
 from vlm_jax.models.model import abstract_params
 from vlm_jax.pretrained import load_pretrained
@@ -97,6 +100,16 @@ def test_sampling_follows_its_seed_and_text_alone_is_fine(workdir):
     open_session = functools.partial(chat.open_session, loaded, max_new_tokens=8, sampler=Sampler(1.0))
     say = lambda seed: open_session(seed=seed).ask("Hello?")
     assert say(1) == say(1) != say(2)
+
+
+def test_a_published_checkpoint_has_a_session_of_its_own_if_it_can_talk(workdir):
+    loaded = dataclasses.replace(load_pretrained(workdir), processor=HfProcessor())
+    assert isinstance(chat.open_session(loaded), PromptedSession)
+    with pytest.raises(ValueError, match="weights but neither tokenizer nor preprocessor_config.json"):
+        chat.open_session(dataclasses.replace(loaded, processor=None))
+    with pytest.raises(ValueError, match="has no decoder to talk with"):
+        eyes = dataclasses.replace(loaded.config, connector=None, decoder=None)
+        chat.open_session(dataclasses.replace(loaded, config=eyes))
 
 
 @pytest.mark.parametrize("args, sentence", [

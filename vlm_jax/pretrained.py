@@ -57,10 +57,10 @@ class Pretrained:
         return self.config.two_tower() if self.config.text is not None else encoder(self.config.vision)
 
     def own_processor(self) -> Processor:
-        """The processor of a run of ours, which chat and evaluation go through; raises for published checkpoints."""
+        """The processor of a run of ours, which evaluation goes through; raises for published checkpoints."""
         if not isinstance(self.processor, Processor):
-            raise ValueError("Chat and evaluation take a training workdir; a checkpoint in Hugging Face format answers "
-                             "through load_pretrained(DIR).generate(**processor(messages=..., images=...)).")
+            raise ValueError("Evaluation takes a training workdir; talk to a checkpoint in Hugging Face format with "
+                             "vlm_jax.chat, or load_pretrained(DIR).generate(**processor(messages=..., images=...)).")
         return self.processor
 
     def forward(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
