@@ -137,7 +137,8 @@ def test_a_mistake_in_evaluate_is_one_sentence(workdir, run, args, sentence):
 
 def test_a_workdir_that_is_none_is_named(tmp_path, run):
     assert run(evaluate, "--model", tmp_path, "--task", "vqa")[::2] == (
-        2, f"error: {tmp_path}/config.json does not exist; give the workdir of a training run.\n")
+        2, f"error: {tmp_path}/config.json does not exist; give the workdir of a training run, or a folder in "
+           "Hugging Face layout.\n")
 
 
 @pytest.mark.parametrize("args", [["--task", "nonsense"], ["--task", "vqa", "--examples", "0"], []])

@@ -74,7 +74,7 @@ def open_session(
 def _published(model: Pretrained, pictures: Sequence[np.ndarray], max_new_tokens: int, sampler: Sampler,
                seed: int) -> PromptedSession:
     if model.config.decoder is None:
-        raise ValueError("This model encodes and has no decoder to talk with; take a language or vision-language model.")
+        raise ValueError("This model encodes and has no decoder to talk with; take one that also writes.")
     if model.processor is None:
         raise ValueError("This folder has weights but neither tokenizer nor preprocessor_config.json; copy them there.")
     generate = functools.partial(model.generate, max_new_tokens=max_new_tokens, **dataclasses.asdict(sampler))

@@ -31,7 +31,7 @@ def test_each_turn_reads_the_whole_conversation_and_its_images(tmp_path):
         tmp_path, PARTS, [np.asarray(picture(9, 5))], [" Red. ", "No."],
         config={"model_type": "llava", "image_token_index": 1, "vision_config": {"patch_size": 4}},
         processor_config={"patch_size": 4, "num_additional_image_tokens": 1},
-        preprocessor_config={"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 4}, "crop_size": side})
+        preprocessor_config={"size": {"shortest_edge": 4}, "crop_size": side})
     assert [session.ask("Colour?"), session.ask("Blue?")] == ["Red.", "No."]
     rows = [p.decode(inputs["input_ids"][0]) for inputs in given]
     assert rows == ["user:<image>Colour?;assistant:",

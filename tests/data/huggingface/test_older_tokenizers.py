@@ -1,4 +1,4 @@
-"""Tokenizers of folders from before tokenizer.json: vocab.json with merges.txt, and sentencepiece models with settings."""
+"""Tokenizers of folders from before tokenizer.json: vocab.json with merges.txt, and sentencepiece models."""
 
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel

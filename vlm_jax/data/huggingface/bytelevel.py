@@ -24,7 +24,8 @@ def family(vocabulary: Mapping[str, int], tokenizer_class: str, model_type: str)
     return QWEN if (tokenizer_class or model_type).lower().startswith("qwen") else GPT2
 
 
-def build(kind: str, vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], blank: bool = False) -> Tokenizer:
+def build(kind: str, vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]],
+          blank: bool = False) -> Tokenizer:
     """The tokenizer of a vocabulary; it adds no begin and end of its own. blank: whether a text gets one in front."""
     if kind == CLIP:
         return clip.build(vocabulary, merges)

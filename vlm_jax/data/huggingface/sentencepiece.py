@@ -31,8 +31,8 @@ class Piece:
 def load(data: bytes, bare: bool = True) -> tuple[tokenizers.Tokenizer, frozenset[int]]:
     """The tokenizer of a model file, which adds nothing to a text, and the ids that stand for nothing in one.
 
-    `bare`, as in the sentencepiece library, no text is a control piece, and what is unknown is written \u2047; else both are
-    ordinary tokens, which transformers makes special ones.
+    `bare`, as in the sentencepiece library, no text is a control piece, and what is unknown is written \u2047; else both
+    are ordinary tokens, which transformers makes special ones.
 
     Raises ValueError for bytes that are no such file, or a model of whole words or characters.
     """

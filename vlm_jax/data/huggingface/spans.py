@@ -24,7 +24,7 @@ def check_plain(messages: Messages, special: Collection[str], mark: str | None, 
 
 def check_kept(messages: Messages, text: str) -> None:
     """Raises ValueError where a template has left out what a user or an assistant says: many of models with eyes look
-    for a list of parts, and write nothing of a plain string. Its last line is looked for, as thoughts may be dropped."""
+    for a list of parts, and write nothing of a string. Its last line is looked for, as thoughts may be dropped."""
     for i, message in enumerate(messages):
         content = message.get("content")
         if isinstance(content, str) and content.strip() and message["role"] in ("user", "assistant"):
