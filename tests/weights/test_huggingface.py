@@ -383,3 +383,10 @@ def test_pickles_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
     with pytest.raises(ValueError, match="only pickled weights.*transformers.LlamaForCausalLM.from_pretrained"):
         vlm_jax.load_pretrained(tmp_path)
+
+
+def test_rows_without_tokens_are_a_sentence(tmp_path):
+    hf = config("llama")
+    pt = vlm_jax.load_pretrained(write(tmp_path, hf, random_tensors(hf)))
+    with pytest.raises(ValueError, match="must all be .batch, tokens., and not empty"):
+        pt.forward(input_ids=np.zeros((1, 0), int))

@@ -104,9 +104,9 @@ def _text(config: ModelConfig, inputs: Mapping[str, np.ndarray], image: int | No
     real = np.asarray(inputs["attention_mask"]) > 0 if "attention_mask" in inputs else np.ones_like(tokens, bool)
     counted = np.maximum(np.cumsum(real, axis=1) - 1, 0) + first if real.ndim == 2 else real
     positions = np.asarray(inputs.get("position_ids", counted))
-    if not tokens.ndim == 2 or not real.shape == positions.shape == tokens.shape:
+    if not tokens.ndim == 2 or not tokens.size or not real.shape == positions.shape == tokens.shape:
         raise ValueError(f"input_ids {tokens.shape}, attention_mask {real.shape} and position_ids {positions.shape} "
-                         f"must all be [batch, tokens].")
+                         f"must all be [batch, tokens], and not empty.")
     read = tokens[real & (tokens != image)]
     if not 0 <= read.min(initial=0) <= read.max(initial=0) < config.decoder.vocab_size:
         raise ValueError(f"input_ids must be 0 to {config.decoder.vocab_size - 1}; tokenize with the model's tokenizer.")
