@@ -1,5 +1,6 @@
 """Two processes with two devices each are stopped in every way there is, and go on: on as many devices to the same
-bits, on others with the same rows in the same order."""
+bits, on others with the same rows in the same order. (The optimizer is SGD with momentum: Adam divides
+rounding by itself.)"""
 
 import json
 import os
@@ -13,13 +14,15 @@ import pytest
 from vlm_jax import load_pretrained
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPT = pathlib.Path(__file__).with_name("train_sgd.py")
+SCRIPT = pathlib.Path(__file__).with_name("train_noted.py")
 STEPS, EVERY, BATCH = 16, 3, 8
 SIZES = ("layers=1", "width=16", "heads=2", "mlp_width=16")
 OVERRIDES = [
     *(f"model.{part}.transformer.{size}" for part in ("vision", "text", "decoder") for size in SIZES),
     "run=instruct", f"stages.instruct.steps={STEPS}", f"stages.instruct.data.batch={BATCH}",
     "stages.instruct.data.source.size=200", "stages.instruct.data.source.conversations=2", "evals.tasks=()",
+    "stages.instruct.optimizer.name=sgd", "stages.instruct.optimizer.b1=0.9",
+    "stages.instruct.trainable=[('(connector|decoder)/.*', 0.05), ('.*', None)]",
     "loop.log_every=1", f"loop.checkpoint_every={EVERY}", "mesh.data=1", "mesh.fsdp=-1"]
 
 

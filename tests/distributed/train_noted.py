@@ -1,14 +1,12 @@
-"""python train_sgd.py ROWS --config FILE --workdir DIR ...: the training verb, so that runs can be compared.
+"""python train_noted.py ROWS --config FILE --workdir DIR ...: the training verb, so that runs can be compared.
 
-Plain descent with momentum takes the place of Adam (which would divide rounding by itself), leaves of any size are
-split, and every row that this process reads is noted in the file ROWS, as [step, row, digest] a line.
+Leaves of any size are split, and every row that this process reads is noted in the file ROWS, as [step, row, digest] a
+line.
 """
 
 import hashlib
 import json
 import sys
-
-import optax
 
 from vlm_jax import cli, train
 from vlm_jax.training import loop, sharding
@@ -27,7 +25,6 @@ def noted(path, batches):
 
 
 if __name__ == "__main__":
-    loop.make_optimizer = lambda *_: optax.sgd(0.05, momentum=0.9)
     loop.batches = noted(sys.argv.pop(1), loop.batches)
     sharding.SMALLEST_SHARDED = 2**8
     cli.main(train.main)
