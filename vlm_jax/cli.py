@@ -10,8 +10,6 @@ import sys
 import traceback
 from typing import Callable
 
-import jax
-
 from vlm_jax.training import cluster
 
 PACKAGE = str(pathlib.Path(__file__).parent)
@@ -32,14 +30,17 @@ def main(verb: Callable[[], None], joins: bool = True) -> None:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, (ValueError, OSError)) and _raised_here(error):
-            print(f"error: {error}", file=sys.stderr)
+        mistake = isinstance(error, (ValueError, OSError)) and _raised_here(error)
+        if mistake:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if not cluster.all_know(error):  # a clean end waits for the others, who wait for this one in a step
+            if not mistake:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(2 if mistake else 1)
+        if mistake:
             sys.exit(2)
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)  # a clean end waits for the others, who wait for this one in the middle of a step
+        raise
 
 
 def _raised_here(error: BaseException) -> bool:

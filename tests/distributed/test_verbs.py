@@ -42,3 +42,18 @@ def test_two_processes_evaluate_as_one_and_start_from_its_weights(launch, tmp_pa
     parts = train("parts", 2, "run=instruct", "stages.instruct.steps=0", "evals.tasks=()",
                   f"stages.instruct.init_from={tmp_path}/one:vision,text", f"processor.tokenizer={tmp_path}/one")
     assert parts["params_sha256"] != figures["params_sha256"]
+
+
+@pytest.mark.parametrize("how, process", [
+    ("alone", 1), *(pytest.param(how, process, marks=pytest.mark.long)
+                    for how, process in (("alone", 0), ("together", 0), ("together", 1)))])
+def test_a_mistake_of_one_ends_all(launch, how, process):
+    """With exit code 2, which is not to be tried again, on the one that made it, and on all that heard of it."""
+    started = launch("mistaken", [ROOT / "tests/distributed/mistaken.py", how, process], processes=2, devices=1)
+    codes = started.wait(100)
+    assert codes[process] == 2 and "error: image size must be" in started.words(process)
+    if how == "together":
+        assert codes[1 - process] == 2
+        assert f"error: Process {process} of this launch stopped: image size must be" in started.words(1 - process)
+    else:
+        assert codes[1 - process] not in (0, 75)

@@ -90,7 +90,7 @@ def tpu_on_this_host(environment: Mapping[str, str], pci: str = "/sys/bus/pci/de
 def on_all(action: Callable[[], Any]) -> list[Any]:
     """What `action` returns (JSON) on each process, known to all, in the order of the processes.
 
-    A mistake (ValueError or OSError) on one of them is raised on every one.
+    A mistake (ValueError or OSError) on one of them is raised on every one, as one that `all_know`.
     """
     if jax.process_count() == 1:
         return [action()]
@@ -99,12 +99,19 @@ def on_all(action: Callable[[], Any]) -> list[Any]:
     except (ValueError, OSError) as raised:
         own, error = {"error": str(raised)}, raised
     outcomes = [json.loads(text) for text in _gathered(json.dumps(own))]
-    if error is not None:
-        raise error
     failed = {i: outcome["error"] for i, outcome in enumerate(outcomes) if "error" in outcome}
-    for process, sentence in failed.items():
-        raise ValueError(f"Process {process} of this launch stopped: {sentence}")
+    if error is None and failed:
+        process = min(failed)
+        error = ValueError(f"Process {process} of this launch stopped: {failed[process]}")
+    if error is not None:
+        error.known = True
+        raise error
     return [outcome["result"] for outcome in outcomes]
+
+
+def all_know(error: BaseException) -> bool:
+    """Whether every process of the launch ends for this reason."""
+    return not jax.distributed.is_initialized() or getattr(error, "known", False)
 
 
 def on_first(action: Callable[[], Any]) -> Any:

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vlm_jax.training.cluster import on_all
+
 RESTART = 75  # exit code (EX_TEMPFAIL): the run was asked to stop and has saved; the same command goes on
 STDERR = 2  # a file descriptor: usable when everything above it is stuck
 
@@ -92,7 +94,10 @@ class Finite:
         self.row += 1
         self.skipped += 1
         if self.row > self.skips:
-            raise ValueError(self.remedy(step))
+            on_all(lambda: self._stop(step))  # all see the same figures, and end together
+
+    def _stop(self, step: int) -> None:
+        raise ValueError(self.remedy(step))
 
     def lap(self) -> int:
         """How many updates were skipped since the last lap."""
