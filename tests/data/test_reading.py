@@ -8,6 +8,8 @@ import types
 import zlib
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -17,8 +19,10 @@ from vlm_jax.data.pipeline import DataConfig, RowsConfig, batches
 from vlm_jax.data.processor import Processor, ProcessorConfig
 from vlm_jax.data.reading import Reader, Tally
 from vlm_jax.data.registry import open_source
+from vlm_jax.data.sources.array_record import ArrayRecordConfig, writer
 from vlm_jax.data.sources.captions import CaptionFolderConfig
 from vlm_jax.data.sources.llava import LlavaJsonConfig
+from vlm_jax.data.sources.parquet import ParquetConfig
 from vlm_jax.data.sources.text import MAX_TEXT
 from vlm_jax.data.sources.webdataset import WebDatasetConfig
 from vlm_jax.data.tokenizer import train
@@ -172,6 +176,37 @@ def test_a_cut_or_compressed_tar_is_one_sentence(tmp_path, save_tar):
     (tmp_path / "a.tar").write_bytes(b"\x1f\x8b" + whole[:5000])
     with pytest.raises(ValueError, match="a.tar is no uncompressed tar file, or a damaged one"):
         open_source(WebDatasetConfig(str(tmp_path / "a.tar")))
+
+
+def test_spoilt_cells_of_a_parquet_file(tmp_path):
+    words = [b"zero", b"caf\xe9", b"two", b"three", b"x" * 2_000_000]
+    offsets = pyarrow.py_buffer(np.cumsum([0, *map(len, words)]).astype(np.int32).tobytes())
+    captions = pyarrow.Array.from_buffers(pyarrow.utf8(), 5, [None, offsets, pyarrow.py_buffer(b"".join(words))])
+    images = [{"bytes": jpeg(), "path": None}, {"bytes": jpeg(), "path": None}, {"bytes": None, "path": "gone.jpg"},
+              {"bytes": jpeg()[:200], "path": "cut.jpg"}, None]
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "caption": captions}), tmp_path / "a.parquet")
+    source = open_source(ParquetConfig(str(tmp_path)))
+    assert source[0].caption == "zero" and len(source) == 5
+    for index, message in {1: "a.parquet, row 1 is not UTF-8", 2: "a.parquet, row 2: the image must be the bytes of an image",
+                           4: "a.parquet, row 4: the caption has 2,000,000 characters"}.items():
+        with pytest.raises(ValueError, match=message):
+            source[index]
+    with pytest.raises(ValueError, match="a.parquet, row 3: image cut.jpg is damaged"):
+        source[3].images[0]
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match="a.parquet is not a Parquet file, or a damaged one"):
+        open_source(ParquetConfig(str(tmp_path)))
+
+
+def test_a_spoilt_array_record_is_one_sentence(tmp_path):
+    out = writer(str(tmp_path / "a.array_record"))
+    out.write(b"\x05\x00\x00\x00{}")
+    out.close()
+    with pytest.raises(ValueError, match="record 0 is damaged or was not written by python -m vlm_jax.prepare"):
+        open_source(ArrayRecordConfig(str(tmp_path)))[0]
+    (tmp_path / "a.array_record").write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match="is not an ArrayRecord file, or a damaged one"):
+        open_source(ArrayRecordConfig(str(tmp_path)))
 
 
 def test_substitutes_are_a_function_of_seed_and_index():

@@ -92,19 +92,22 @@ class ParquetSource:
         if not -len(self) <= index < len(self):
             raise IndexError(f"parquet: row {index} is outside 0..{len(self) - 1}")
         index %= len(self)
-        at = int(np.searchsorted(self._ends, index, side="right"))
-        group, table = self._groups[at], self._table(at)
-        row = index - int(self._ends[at]) + group.rows
-        value = {name: table[name][row].as_py() for name in table.column_names}
-        file, row = self._files[group.file], group.start + row
-        where = f"{file}, row {row}"
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        group, table = self._groups[number], self._table(number)
+        row = index - int(self._ends[number]) + group.rows
+        file, at = self._files[group.file], group.start + row
+        where = f"{file}, row {at}"
+        try:
+            value = {name: table[name][row].as_py() for name in table.column_names}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8 ({error.reason}); correct it or leave it out") from error
         data, names = _images(value.pop(self.config.image, None), where)
         fields = {name: item for name, item in value.items() if item is not None}
         if isinstance(fields.get("conversations"), str):  # nested columns, or JSON
             fields["conversations"] = parse_json(fields["conversations"], epath.Path(where))
         words = said(fields, len(data), where, self.config.prompt, self.config.caption)
         return Record(from_bytes(data, names, where), words.caption, words.conversations,
-                      meta={"file": file.name, "row": row})
+                      meta={"file": file.name, "row": at})
 
     def _table(self, at: int) -> pyarrow.Table:
         """A row group, from memory if it was read lately."""
