@@ -69,10 +69,11 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--digest", type=int, metavar="N", help="hash the examples of N steps")
     parser.add_argument("--skip", type=int, default=0, metavar="K", help="steps before them (default: 0)")
     parser.add_argument("--hosts", type=int, default=1, metavar="H", help="simulated hosts (default: 1)")
-    parser.add_argument("--workers", type=int, metavar="W", help="worker processes of each host (default: the config's)")
+    parser.add_argument("--workers", type=int, metavar="W", help="worker processes of a host (default: the config's)")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line of output")
     args, overrides = parser.parse_known_args()
-    if min(args.rows, args.hosts, 1 if args.digest is None else args.digest) < 1 or min(args.skip, args.workers or 0) < 0:
+    steps = 1 if args.digest is None else args.digest
+    if min(args.rows, args.hosts, steps) < 1 or min(args.skip, args.workers or 0) < 0:
         raise ValueError("--rows, --digest and --hosts take 1 or more, --skip and --workers 0 or more.")
     return args, overrides
 
@@ -139,8 +140,8 @@ def talk(row: dict[str, np.ndarray], origins: list[str], processor: Processor) -
     said = np.zeros(len(row["tokens"]), np.float32)
     following = np.flatnonzero(row["loss_weights"])
     said[following + 1] = row["loss_weights"][following]
-    facts = lambda t: dict(weight=float(said[t]), segment=int(row["segment_ids"][t]), branch=int(row["subsegment_ids"][t]),
-                           position=int(row["positions"][t]))
+    facts = lambda t: dict(weight=float(said[t]), segment=int(row["segment_ids"][t]),
+                           branch=int(row["subsegment_ids"][t]), position=int(row["positions"][t]))
     tokens, image = [], row["image_index"] // processor.tokens_per_image
     for slot, run in itertools.groupby(range(real), key=lambda t: int(image[t])):
         run = list(run)
@@ -148,7 +149,8 @@ def talk(row: dict[str, np.ndarray], origins: list[str], processor: Processor) -
             tokens += [Token(piece(row["tokens"][t], processor), **facts(t)) for t in run]
         else:
             tokens.append(Token(f"image {slot}: {len(run)} tokens", **facts(run[0]), visual=True))
-    info = describe(row["segment_ids"][None], positions=row["positions"][None], subsegment_ids=row["subsegment_ids"][None])
+    info = describe(row["segment_ids"][None], positions=row["positions"][None],
+                    subsegment_ids=row["subsegment_ids"][None])
     mask = np.asarray(build_mask(info, info)[0])[:real, :real]
     images = [visible(row["images"][slot], processor) for slot in used_slots(row["image_index"], processor)]
     return Row(origins, images, tokens, mask, row["segment_ids"][:real])

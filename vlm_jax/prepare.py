@@ -45,7 +45,8 @@ def main() -> None:
     if args.json:
         keys = ("records", "images", "bytes")
         figures = {"complete": False} if manifest is None else {
-            "complete": True, **{key: manifest[key] for key in keys}, "shards": plan.shards, "bad": len(manifest["bad"])}
+            "complete": True, **{key: manifest[key] for key in keys}, "shards": plan.shards,
+            "bad": len(manifest["bad"])}
         print(json.dumps(figures | {"out": str(plan.out)}))
 
 

@@ -1,4 +1,4 @@
-"""What a pipeline really delivers, as one hash: the same on any number of hosts and workers, or the run is not exact."""
+"""What a pipeline really delivers, as one hash: the same on any number of hosts and workers, or a run is not exact."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ vision tower reads. Everything here is a pure function of its arguments.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import math
 import os
@@ -100,20 +99,14 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float], rescale: float) -> np.ndarray:
     """(image * rescale - mean) / std, uint8 H x W x 3 to float32."""
-    height, width, _ = image.shape
-    starts = np.tile(np.array([0, 256, 512], np.int16), width)  # where the levels of each value's channel begin
-    index = image.reshape(height, -1) + starts
-    return _levels(tuple(mean), tuple(std), rescale).take(index, mode="clip").reshape(image.shape)
-
-
-@functools.lru_cache(maxsize=16)
-def _levels(mean: tuple[float, ...], std: tuple[float, ...], rescale: float) -> np.ndarray:
-    """What `normalise` makes of the 256 levels of each channel, one after the other [768] float32.
-
-    Rescaling (in float64) and normalising (in float32) levels instead of pixels gives the same values, faster.
-    """
-    levels = (np.arange(256) * rescale).astype(np.float32)
-    return np.concatenate([(levels - np.float32(m)) / np.float32(s) for m, s in zip(mean, std)])
+    height, width, channels = image.shape
+    mean, std = (np.tile(np.float32(values), width) for values in (mean, std))  # whole rows: NumPy is fast on long ones
+    values = np.empty((height, width * channels), np.float32)
+    # Rescaled in float64 and rounded once, as transformers does; what follows is in float32.
+    np.multiply(image.reshape(height, -1), rescale, dtype=np.float64, out=values, casting="same_kind")
+    values -= mean
+    values /= std
+    return values.reshape(image.shape)
 
 
 @dataclasses.dataclass(frozen=True)

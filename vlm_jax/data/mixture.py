@@ -1,4 +1,4 @@
-"""Which record comes when: sources mixed by weight, shuffled anew in each epoch, as a function of (config, seed, place).
+"""Which record comes when: sources mixed by weight, shuffled anew in each epoch: a function of (config, seed, place).
 
 A place in the order holds a pair (part, index): which source, and which of its records. Nothing is read here.
 """
@@ -36,8 +36,8 @@ class Part:
     def __post_init__(self):
         given = [value for value in (self.weight, self.epochs) if value is not None]
         if len(given) != 1 or given[0] <= 0:
-            raise ValueError(f"A part of a mixture has a weight or a number of epochs above 0, one of the two; this has "
-                             f"weight={self.weight}, epochs={self.epochs}.")
+            raise ValueError(f"A part of a mixture has a weight or a number of epochs above 0, one of the two; this "
+                             f"has weight={self.weight}, epochs={self.epochs}.")
         selected(1, self.select)
 
 

@@ -50,8 +50,9 @@ class Processor:
         self.pad_id, self.bos_id, self.eos_id = (tokenizer.special[t] for t in (PAD, BOS, EOS))
         for token in self.template.own_tokens():
             if token not in tokenizer.special:
-                raise ValueError(f"The tokenizer has no special token {token}, which the chat template '{config.template}' "
-                                 f"writes; leave processor.tokenizer empty to train one that has, or change the template.")
+                raise ValueError(f"The tokenizer has no special token {token}, which the chat template "
+                                 f"'{config.template}' writes; leave processor.tokenizer empty to train one that "
+                                 f"has, or change the template.")
         self.end_id = tokenizer.special[self.template.end.text]  # ends an answer; eos_id ends a row of the text tower
         special = [i for i in tokenizer.special.values() if i != self.end_id]
         self.banned_ids = (*special, *range(len(tokenizer), vocab_size))  # never to be generated

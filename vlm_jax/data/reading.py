@@ -36,8 +36,8 @@ class Reader:
                    count: bool = True) -> dict[str, Any] | None:
         """What `make` makes of the record of the place, or of its first substitute that can be read.
 
-        Where `make` returns None the next substitute is tried as well, and None is returned when there are no more. With
-        `count` False nothing is tallied: the place will be read once more.
+        Where `make` returns None the next substitute is tried as well, and None is returned when there are no more.
+        With `count` False nothing is tallied: the place will be read once more.
         """
         last, refused = None, False
         for attempt in range(TRIES):
@@ -54,8 +54,8 @@ class Reader:
             refused = True
         if refused:
             return None
-        raise ValueError(f"{TRIES} substitutes in a row for record {place[1]} of '{self.parts[place[0]].name}' cannot be "
-                         f"read; check the source") from last
+        raise ValueError(f"{TRIES} substitutes in a row for record {place[1]} of '{self.parts[place[0]].name}' cannot "
+                         f"be read; check the source") from last
 
     def substitute(self, place: Place, attempt: int) -> Place:
         """What is tried in a place at the given attempt: first the place itself."""
@@ -109,7 +109,7 @@ class Tally:
             self.known.add((part, index))
             named = len(self.known)
         if faults > self.share * max(read, min(self.sizes[part], FIRST)):
-            raise ValueError(f"More than the share of bad records that bad_share={self.share} allows: {faults} of {read} "
-                             f"read, the last one being {error}") from error
+            raise ValueError(f"More than the share of bad records that bad_share={self.share} allows: {faults} of "
+                             f"{read} read, the last one being {error}") from error
         if new and (named <= NAMED or named % 1000 == 0):
             print(f"skipped a bad record ({named} so far): {error}", file=sys.stderr, flush=True)

@@ -33,9 +33,9 @@ class Region:
 class Record:
     """One example of a source.
 
-    `images` are H x W x 3 uint8 arrays, which a source may decode only when one is taken out: then a damaged file raises
-    there. `conversations` all talk about the same images and do not see each
-    other; every one of them carries its own `<image>` marks. `meta` is free for a source's own facts.
+    `images` are H x W x 3 uint8 arrays, which a source may decode only when one is taken out: then a damaged file
+    raises there. `conversations` all talk about the same images and do not see each other; every one of them carries
+    its own `<image>` marks. `meta` is free for a source's own facts.
     """
 
     images: Sequence[np.ndarray] = ()

@@ -93,7 +93,9 @@ def build_row(conversations: Sequence[Tokens], length: int) -> dict[str, np.ndar
     return row
 
 
-def join(rows: Sequence[dict[str, np.ndarray]], length: int, slots: np.ndarray | None, visual: int) -> dict[str, np.ndarray]:
+def join(
+    rows: Sequence[dict[str, np.ndarray]], length: int, slots: np.ndarray | None, visual: int
+) -> dict[str, np.ndarray]:
     """Several rows as one of `length` tokens: segment i is row i, with positions of its own, and after it comes the
     next. Raises where they do not fit.
 

@@ -52,11 +52,11 @@ class Plan:
 def make_plan(source: SourceConfig, out: epath.PathLike, per_shard: int, bad_share: float) -> Plan:
     """The plan of a folder, written into it; raises where the folder holds the shards of another."""
     if per_shard < 1 or not 0 <= bad_share < 1:
-        raise ValueError(f"per_shard is {per_shard}, bad_share {bad_share}; they must be 1 or more, and from 0 to below 1.")
+        raise ValueError(f"per_shard is {per_shard}, bad_share {bad_share}; use 1 or more, and 0 to below 1.")
     out = epath.Path(out)
     plan = Plan(source, out, len(open_source(source, bad_share > 0)), per_shard, bad_share)
-    written = {"kind": source.kind, "source": dataclasses.asdict(source), "records": plan.records, "shards": plan.shards,
-               "per_shard": per_shard, "bad_share": bad_share}
+    written = {"kind": source.kind, "source": dataclasses.asdict(source), "records": plan.records,
+               "shards": plan.shards, "per_shard": per_shard, "bad_share": bad_share}
     out.mkdir(parents=True, exist_ok=True)
     file, text = out / "plan.json", json.dumps(written, indent=1, default=str) + "\n"
     if file.exists() and file.read_text() != text:
@@ -134,11 +134,11 @@ def write_manifest(plan: Plan) -> dict[str, Any] | None:
     total = lambda key: sum(shard[key] for shard in about)
     bad = [record for shard in about for record in shard["bad"]]
     if len(bad) > plan.bad_share * max(plan.records, FIRST):
-        raise ValueError(f"{len(bad)} of {plan.records} records are bad, more than --bad-share={plan.bad_share} allows; the "
-                         f"last one is {bad[-1]['error']}")
+        raise ValueError(f"{len(bad)} of {plan.records} records are bad, over --bad-share={plan.bad_share}; "
+                         f"the last one is {bad[-1]['error']}")
     manifest = {"kind": plan.source.kind, "source": dataclasses.asdict(plan.source), "records": total("records"),
                 "images": total("images"), "bytes": total("bytes"), "bad": bad,
-                "shards": [{key: shard[key] for key in ("file", "records", "images", "bytes", "sha256")} for shard in about]}
+                "shards": [{key: value for key, value in shard.items() if key != "bad"} for shard in about]}
     write_atomically(plan.out / "manifest.json", json.dumps(manifest, indent=1, default=str) + "\n")
     return manifest
 

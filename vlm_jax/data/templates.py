@@ -123,7 +123,8 @@ def render(chat: ChatTemplate, conversation: Conversation, layout: str = "interl
         pieces += _written(chat, chat.after) if last == "assistant" else ()
         if message.role == "user":
             pieces += _written(chat, chat.again) if last == "assistant" else ()
-            pieces += _user(chat, message.text, layout, inside if chat.system_inside and last in (None, "system") else [])
+            first = chat.system_inside and last in (None, "system")
+            pieces += _user(chat, message.text, layout, inside if first else [])
         elif message.role == "assistant":
             pieces += [*_written(chat, chat.open), *_filled(chat, chat.answer, message.text, loss=True), chat.end]
         last = message.role

@@ -41,7 +41,8 @@ class Tokenizer:
         backend.encode_special_tokens = True  # "</s>" in a user's text is five characters, not the end token
         self.backend = backend
         convention = CLIP if backend.token_to_id(clip.END) is not None else OWN
-        self.special = {token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+        added = backend.get_added_tokens_decoder()
+        self.special = {token.content: number for number, token in added.items() if token.special}
         self.special |= {token: backend.token_to_id(name) for token, name in convention.names.items()}
         missing = [token for token, number in self.special.items() if number is None]
         if missing:
@@ -85,8 +86,8 @@ def load(path: epath.PathLike) -> Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids, the 256 bytes and the special tokens included; `special` are more of
-    these (a chat template's own).
+    """A byte-level BPE of at most `vocab_size` ids, the 256 bytes and the special tokens included; `special` are more
+    of these (a chat template's own).
 
     The same texts in the same order give the same tokenizer.
     """

@@ -44,8 +44,8 @@ class ArrayRecordSource:
         try:
             self._records = ArrayRecordDataSource(files)
         except Exception as error:  # the library raises RuntimeError and what its file system raises
-            raise ValueError(f"{config.path} is not an ArrayRecord file, or a damaged one ({error}); make it again with "
-                             f"python -m vlm_jax.prepare") from error
+            raise ValueError(f"{config.path} is not an ArrayRecord file, or a damaged one ({error}); make it again "
+                             f"with python -m vlm_jax.prepare") from error
 
     def __len__(self) -> int:
         return len(self._records)

@@ -22,7 +22,8 @@ def shards(path: str, suffixes: tuple[str, ...]) -> list[epath.Path]:
     else:
         found = [path] if path.exists() else []
     if not found:
-        raise FileNotFoundError(f"{path} is no file, pattern or folder with {' or '.join(suffixes)} files; check the path")
+        raise FileNotFoundError(f"{path} is no file, pattern or folder with {' or '.join(suffixes)} files; check the "
+                                f"path")
     return sorted(found)
 
 
@@ -51,6 +52,6 @@ class RangeReader:
             self._open[file].seek(offset)
             data = self._open[file].read(size)
         if len(data) < size:
-            raise ValueError(f"{file} ends {size - len(data)} bytes before it should; it was cut short or changed: fetch "
-                             f"it again")
+            raise ValueError(f"{file} ends {size - len(data)} bytes before it should; it was cut short or changed: "
+                             f"fetch it again")
         return data

@@ -119,8 +119,8 @@ def string(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: the {what} must be a string, not {value!r:.40}")
     if len(value) > MAX_TEXT:
-        raise ValueError(f"{where}: the {what} has {len(value):,} characters, over the limit of {MAX_TEXT:,}; shorten it "
-                         f"or leave it out")
+        raise ValueError(f"{where}: the {what} has {len(value):,} characters, over the limit of {MAX_TEXT:,}; shorten "
+                         f"it or leave it out")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no tokenizer takes

@@ -119,7 +119,8 @@ def _samples(file: epath.Path, number: int) -> list[Sample | Bad]:
                 if path.is_absolute() or ".." in path.parts:
                     outside.setdefault(key, member.name)
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{file} is no uncompressed tar file, or a damaged one ({error}); unpack or replace it") from error
+        raise ValueError(f"{file} is no uncompressed tar file, or a damaged one ({error}); unpack or replace "
+                         f"it") from error
     except OSError as error:
         raise ValueError(f"{file} cannot be opened ({error}); check path and permissions") from error
     if not samples:
