@@ -1,4 +1,4 @@
-"""python mistaken.py together|alone PROCESS: that process makes a mistake, which all hear of or which it makes alone."""
+"""python mistaken.py together|alone PROCESS: that process makes a mistake, which all hear of or it makes alone."""
 
 import sys
 
