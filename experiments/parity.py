@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a folder's name; may be repeated")
     args = parser.parse_args()
     folders = [file.parent for file in sorted(args.folders.glob("*/reference.npz"))
-               if not args.only or file.parent.name in args.only]
+               if (file.parent / "config.json").exists() and (not args.only or file.parent.name in args.only)]
     if not folders:
-        sys.exit(f"error: no folder with a reference.npz in {args.folders}.")
+        sys.exit(f"error: no folder with a config.json and a reference.npz in {args.folders}.")
     good = [show(*row) for folder in folders for row in compare(folder)]
     sys.exit(0 if all(good) else 1)
 
