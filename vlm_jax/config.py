@@ -17,6 +17,8 @@ import types
 import typing
 from typing import Any, Mapping, Sequence
 
+from etils import epath
+
 from vlm_jax.data.processor import ProcessorConfig
 from vlm_jax.data.registry import SourceConfig
 from vlm_jax.models.execution import Execution
@@ -24,7 +26,7 @@ from vlm_jax.models.model import ModelConfig
 from vlm_jax.training.hardware import preset
 from vlm_jax.training.loop import LoopConfig, StageConfig
 from vlm_jax.training.mesh import MeshConfig
-
+from vlm_jax.weights.huggingface.folder import IMPORTED, load_config
 
 WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
 
@@ -106,6 +108,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def model_of(path: str) -> dict[str, Any]:
+    """The `model` group for a stage that starts from published weights: the sizes of the folder in Hugging Face layout
+    at `path`, or of the one that `vlm_jax.convert import` made of it."""
+    folder = epath.Path(path)
+    imported = folder / IMPORTED
+    return plain(load_config(imported if imported.is_dir() else folder))
 
 
 def _override(config: dict[str, Any], override: str) -> None:

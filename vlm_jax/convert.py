@@ -21,7 +21,7 @@ from etils import epath
 
 from vlm_jax import cli
 from vlm_jax.inference import peer
-from vlm_jax.pretrained import IMPORTED, load_pretrained, save_pretrained
+from vlm_jax.pretrained import load_pretrained, save_pretrained
 from vlm_jax.weights.checkpoints import Checkpoints
 from vlm_jax.weights.huggingface import folder, minigpt4
 
@@ -66,7 +66,7 @@ def import_folder(source: str, out: epath.Path) -> None:
     with Checkpoints(out) as checkpoints:
         checkpoints.save(0, pt.params, None, {"source": str(source)})
         checkpoints.wait()
-    folder.copy_files(pt.files, out / IMPORTED)  # last: a folder that has it is complete
+    folder.copy_files(pt.files, out / folder.IMPORTED)  # last: a folder that has it is complete
 
 
 def export_folder(source: str, out: epath.Path) -> None:

@@ -29,9 +29,8 @@ from vlm_jax.training.sharding import state_shardings
 from vlm_jax.weights.checkpoints import open_existing
 from vlm_jax.weights.files import read_json
 from vlm_jax.weights.huggingface import folder, own
-from vlm_jax.weights.huggingface.folder import Placement
+from vlm_jax.weights.huggingface.folder import IMPORTED, Placement
 
-IMPORTED = "huggingface"  # in a folder that `vlm_jax.convert import` made: what came beside the weights
 
 
 @dataclasses.dataclass(frozen=True)

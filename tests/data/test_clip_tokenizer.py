@@ -53,7 +53,8 @@ def test_ids_are_those_of_openai(clip, text):
 
 
 def test_the_vocabulary_is_the_standard_one(clip):
-    assert len(clip) == 49408 and clip.special == {"<pad>": 0, "<s>": BEGIN, "</s>": END}
+    names = {"<|startoftext|>": BEGIN, "<|endoftext|>": END}
+    assert len(clip) == 49408 and clip.special == {"<pad>": 0, "<s>": BEGIN, "</s>": END} | names
     assert clip.decode([BEGIN, *clip.encode("A photo of 2 cats."), END]) == "a photo of 2 cats ." and clip.decode([]) == ""
 
 

@@ -8,12 +8,16 @@ import pathlib
 
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file
 
 import vlm_jax
+from vlm_jax import config as configs
 from experiments import parity
+from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.transformer import TransformerConfig
 from vlm_jax.weights.files import read_json
+from vlm_jax.weights.huggingface.folder import load_config
 from vlm_jax.weights.huggingface.families.registry import FAMILIES, family_of
 
 
@@ -32,6 +36,11 @@ def test_both_spellings_of_the_config_say_the_same_model(published):
     new, old = (read_json(published / name) for name in ("config.json", "config.hub.json"))
     assert new != old
     assert family_of(new).config(new) == family_of(old).config(old)
+
+
+def test_a_config_can_take_a_model_s_sizes_from_its_folder(published):
+    said = json.loads(json.dumps(configs.model_of(str(published))))  # as config.json of a run keeps it
+    assert configs.build(ModelConfig, said, "model") == load_config(epath.Path(published))
 
 
 def test_a_round_trip_writes_every_tensor_back_byte_for_byte(published, tmp_path):

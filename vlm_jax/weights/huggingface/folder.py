@@ -20,6 +20,7 @@ from vlm_jax.weights.huggingface.family import Family, HfConfig
 from vlm_jax.weights.huggingface.table import export_params, import_params
 
 Placement = Callable[[Params], Any]  # abstract parameters -> a sharding for each
+IMPORTED = "huggingface"  # in a folder that `vlm_jax.convert import` made: what came beside the weights
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SMALL = (".json", ".jinja", ".txt", ".model")  # what stands beside the weights: tokenizer, template, preprocessing
 
