@@ -119,8 +119,9 @@ def processor_for(config: configs.RunConfig, tokenizer: tokenizers.Tokenizer) ->
 def load_pretrained(path: epath.PathLike, dtype: str | None = "float32", mesh: Mesh | None = None) -> Pretrained:
     """Opens a training workdir, a folder in Hugging Face layout, or what `vlm_jax.convert import` made of one.
 
-    Parameters come in `dtype` (None: as they are stored), on the first device, or sharded over `mesh` as training shards
-    them (`training.mesh.make_mesh`); of a workdir, the newest checkpoint's. Raises FileNotFoundError or ValueError, in one sentence, where something is missing, damaged or not supported.
+    Parameters come in `dtype` (None: as they are stored), on the first device, or sharded over `mesh` as training
+    shards them (`training.mesh.make_mesh`); of a workdir, the newest checkpoint's. Raises FileNotFoundError or
+    ValueError, in one sentence, where something is missing, damaged or not supported.
     """
     path = epath.Path(path)
     place = _on_first_device if mesh is None else functools.partial(state_shardings, mesh=mesh)

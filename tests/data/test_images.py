@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vlm_jax.data import images
-from vlm_jax.data.images import CLIP_MEAN, CLIP_STD, Augmentation, ImageProcessor, decode, read
+from vlm_jax.data.images import CLIP_MEAN, CLIP_STD, Augmentation, ImageProcessor, decode, normalise, read
 
 
 def encode(image: Image.Image, fmt: str = "PNG", **options) -> bytes:
@@ -230,6 +230,14 @@ def test_read(tmp_path):
 
 
 # --- the processor ---
+
+
+@pytest.mark.parametrize("rescale", [1 / 255, 1 / 127.5, 1.0, 0.003])  # float32 division gives all but the last
+def test_every_level_is_rescaled_in_float64_and_rounded_once(rescale):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    exact = np.array([[float(level) * rescale for level in row] for row in levels[..., 0].tolist()]).astype(np.float32)
+    got = normalise(levels, (0.0,) * 3, (1.0,) * 3, rescale)
+    np.testing.assert_array_equal(got, exact[..., None].repeat(3, axis=2))
 
 
 def test_values_are_rescaled_and_normalised_as_written_on_paper():

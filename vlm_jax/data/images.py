@@ -7,6 +7,7 @@ vision tower reads. Everything here is a pure function of its arguments.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -97,13 +98,25 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+@functools.lru_cache
+def _divisor(rescale: float) -> np.float32 | None:
+    """What 0 to 255 may be divided by in float32 to give the very values that `rescale` gives in float64, at half the
+    cost; None where that is not so (for 1/255 it is)."""
+    levels, divisor = np.arange(256), np.float32(1 / rescale)
+    same = np.array_equal(levels.astype(np.float32) / divisor, (levels * np.float64(rescale)).astype(np.float32))
+    return divisor if same else None
+
+
 def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float], rescale: float) -> np.ndarray:
     """(image * rescale - mean) / std, uint8 H x W x 3 to float32."""
     height, width, channels = image.shape
     mean, std = (np.tile(np.float32(values), width) for values in (mean, std))  # whole rows: NumPy is fast on long ones
-    values = np.empty((height, width * channels), np.float32)
+    values, divisor = image.reshape(height, -1).astype(np.float32), _divisor(rescale)
     # Rescaled in float64 and rounded once, as transformers does; what follows is in float32.
-    np.multiply(image.reshape(height, -1), rescale, dtype=np.float64, out=values, casting="same_kind")
+    if divisor is None:
+        values = (values * np.float64(rescale)).astype(np.float32)
+    else:
+        values /= divisor
     values -= mean
     values /= std
     return values.reshape(image.shape)

@@ -23,7 +23,8 @@ def arrange(config: ModelConfig, inputs: Mapping[str, np.ndarray], is_image: np.
     """
     pixels = np.asarray(inputs["pixel_values"], np.float32)
     if pixels.ndim != 5 or pixels.shape[2] != 3 or len(pixels) != len(is_image):
-        raise ValueError(f"pixel_values are {pixels.shape}; give [{len(is_image)}, tiles, 3, height, width], a row a prompt.")
+        raise ValueError(f"pixel_values are {pixels.shape}; give [{len(is_image)}, tiles, 3, height, width], a row a "
+                         f"prompt.")
     mask = np.asarray(inputs.get("pixel_attention_mask", np.ones(pixels[:, :, 0].shape))) != 0
     if mask.shape != pixels[:, :, 0].shape:
         raise ValueError(f"pixel_attention_mask is {mask.shape}; pixel_values ask for {pixels[:, :, 0].shape}.")

@@ -41,7 +41,8 @@ def num_visual_tokens(model: Any, width: int, height: int) -> int:
     `model` is a name in NAMES ("llava-next"), a layout, a loaded model, a model config or a vision config. Without a
     layout an encoder resizes every image to its own `image_size`, so that V = (image_size / patch_size)^2 whatever the
     image: 576 at 336/14, 196 at 224/16. A connector with a reducer leaves `factor` times fewer rows and columns of
-    them: 256 at 896/14 with 4; one with a Q-Former gives its queries. Raises ValueError for an unknown name and for an image without pixels.
+    them: 256 at 896/14 with 4; one with a Q-Former gives its queries. Raises ValueError for an unknown name and for an
+    image without pixels.
     """
     if width < 1 or height < 1:
         raise ValueError(f"An image of {width} x {height} pixels has no tokens; width and height must be positive.")

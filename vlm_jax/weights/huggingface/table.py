@@ -91,7 +91,8 @@ def import_params(
     copies = {row.copy: row.theirs for row in table if row.copy in reader.names}
     missing, unused = sorted(wanted - reader.names), sorted(reader.names - wanted - set(copies))
     if missing or unused:
-        raise ValueError(f"The weights in {reader.folder} do not fit the model; used: {_listed(sorted(wanted & reader.names))}, "
+        used = sorted(wanted & reader.names)
+        raise ValueError(f"The weights in {reader.folder} do not fit the model; used: {_listed(used)}, "
                          f"unused: {_listed(unused)}, missing: {_listed(missing)}.")
     for copy, name in copies.items():
         if not np.array_equal(reader.read(copy), reader.read(name)):

@@ -96,8 +96,8 @@ def beside(hf: HfConfig, names: set[str]) -> tuple[epath.Path, Callable[[str], s
         return None
     folder, _ = _tower(hf)
     if folder is None:
-        raise ValueError(f"The checkpoint holds no eyes, and config.json names '{hf['mm_vision_tower']}'; fetch that model and "
-                         f"set mm_vision_tower to its folder.")
+        raise ValueError(f"The checkpoint holds no eyes, and config.json names '{hf['mm_vision_tower']}'; fetch that "
+                         f"model and set mm_vision_tower to its folder.")
     return folder, lambda name: _in_tower(clip.VISION_FAMILY.rename(name))
 
 
