@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 
 import jax
 import jinja2
@@ -118,6 +119,10 @@ def test_transformers_reads_an_exported_workdir_and_gives_the_same_answer(workdi
 def test_verify_is_a_sentence_without_the_extra_and_for_a_workdir(workdir, exported, monkeypatch):
     with pytest.raises(ValueError, match="a workdir of ours.*export it"):
         convert.verify_folder(str(workdir), as_json=False)
+    with monkeypatch.context() as patch:  # another class of transformers, whose outputs bear other names
+        patch.setattr(peer, "Peer", lambda folder: types.SimpleNamespace(outputs=lambda inputs: {"other": np.zeros(1)}))
+        with pytest.raises(ValueError, match="nothing to compare"):
+            convert.verify_folder(str(exported), as_json=False)
     monkeypatch.setitem(sys.modules, "torch", None)  # what Python does for a module that is not there
     with pytest.raises(ValueError, match="EXTRAS=peer"):
         convert.verify_folder(str(exported), as_json=False)

@@ -81,6 +81,8 @@ def verify_folder(source: str, as_json: bool) -> bool:
     other = peer.Peer(pt.files)
     inputs = peer.questions(pt.config, pt.processor)
     rows = list(peer.compared(pt.forward(**inputs), other.outputs(inputs)))
+    if not rows:
+        raise ValueError(f"transformers gives none of our outputs for {source}; there is nothing to compare.")
     if pt.config.decoder is not None:
         new = pt.generate(**inputs, max_new_tokens=peer.NEW_TOKENS, eos_token_id=())
         differ = int((new != other.generate(inputs)).sum())

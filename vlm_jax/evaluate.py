@@ -33,7 +33,7 @@ from vlm_jax.models.model import ModelConfig
 from vlm_jax.pretrained import load_pretrained
 from vlm_jax.training.cluster import on_first
 from vlm_jax.training.mesh import make_mesh
-from vlm_jax.weights.files import read_json
+from vlm_jax.data.files import read_json
 
 # task(config, params, processor, source, examples, batch) -> Result
 TASKS = {"zero_shot": zero_shot, "retrieval": retrieval, "caption": caption, "vqa": vqa}

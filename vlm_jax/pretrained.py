@@ -27,10 +27,9 @@ from vlm_jax.models.tokens import tokens_per_tile
 from vlm_jax.models.transformer import Params
 from vlm_jax.training.sharding import state_shardings
 from vlm_jax.weights.checkpoints import open_existing
-from vlm_jax.weights.files import read_json
+from vlm_jax.data.files import read_json
 from vlm_jax.weights.huggingface import folder, own
 from vlm_jax.weights.huggingface.folder import IMPORTED, Placement
-
 
 
 @dataclasses.dataclass(frozen=True)

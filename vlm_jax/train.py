@@ -41,7 +41,7 @@ from vlm_jax.training.rules import flatten
 from vlm_jax.training.sharding import state_shardings
 from vlm_jax.training.state import adapted, sharded
 from vlm_jax.weights.checkpoints import Checkpoints
-from vlm_jax.weights.files import read_json, write_atomically
+from vlm_jax.data.files import read_json, write_atomically
 from vlm_jax.weights.init_from import check as check_init
 
 TOKENIZER_RECORDS = 2000  # what a run's own tokenizer is trained on

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from vlm_jax.training.metrics import MetricsLog
-from vlm_jax.weights.files import write_atomically
+from vlm_jax.data.files import write_atomically
 
 
 @pytest.fixture

@@ -39,8 +39,9 @@ def test_without_names_all_that_both_have_is_taken(workdir):
     assert jax.tree.structure(loaded) == jax.tree.structure(ours)
 
 
-def test_published_weights_are_imported_first(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors"])
+def test_published_weights_are_imported_first(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="Hugging Face layout.*vlm_jax.convert import"):
         load_into(params(0.0), str(tmp_path))
 

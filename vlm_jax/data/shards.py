@@ -25,6 +25,7 @@ from typing import Any, Sequence
 
 from etils import epath
 
+from vlm_jax.data.files import write_atomically
 from vlm_jax.data.reading import FIRST
 from vlm_jax.data.records import Record
 from vlm_jax.data.registry import SourceConfig, open_source
@@ -153,10 +154,3 @@ def report(plan: Plan, about: dict[str, Any]) -> None:
 def sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Writes a small file under a name of this process and renames it: no reader sees half of it."""
-    unfinished = path.parent / f".{path.name}-{os.getpid()}"
-    unfinished.write_text(text)
-    unfinished.replace(path)

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from vlm_jax.weights.files import write_atomically
+from vlm_jax.data.files import write_atomically
 
 GALLERY = 24  # records whose pictures are kept
 THUMBNAIL = 256  # pixels, the longer side; the report holds its pictures inline

@@ -8,7 +8,7 @@ from typing import Any, Callable
 import jax
 from etils import epath
 
-from vlm_jax.weights.files import write_atomically
+from vlm_jax.data.files import write_atomically
 
 
 class MetricsLog:

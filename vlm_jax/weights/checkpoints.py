@@ -121,7 +121,7 @@ class Checkpoints:
 def open_existing(workdir: epath.PathLike) -> tuple[Checkpoints, int]:
     """The checkpoints of a trained workdir and the number of the newest."""
     folder = epath.Path(workdir) / FOLDER
-    if not folder.exists() and (epath.Path(workdir) / "model.safetensors").exists():
+    if not folder.exists() and any(epath.Path(workdir).glob("*.safetensors")):
         raise FileNotFoundError(f"{workdir} is in Hugging Face layout; make a folder to start from of it with "
                                 f"python -m vlm_jax.convert import {workdir} OUT.")
     if not folder.exists():

@@ -79,6 +79,22 @@ def tiles(kind, folder, joined, pixels, **tokens):
     return processor(folder, kind, joined, pixels | name, **tokens)
 
 
+@pytest.mark.parametrize("kind", ["paligemma", "blip-2"])
+def test_single_questions_alone_are_learnt_and_need_an_end(tmp_path, kind):
+    more = {"joined": {"num_query_tokens": 3}, "pixels": {"image_seq_length": 2}}
+    p = processor(tmp_path, kind, **more)
+    with pytest.raises(ValueError, match="learns one question and its answer"):
+        p.training(messages=[[user("a"), assistant("b"), user("c")]], images=[[]])
+    p = processor(tmp_path, kind, eos_token=None, **more)
+    with pytest.raises(ValueError, match="no eos_token to end an answer"):
+        p.training(messages=[[user("a"), assistant("b")]], images=[[]])
+
+
+def test_blip2_answers_a_user(tmp_path):
+    with pytest.raises(ValueError, match="answers a user's question"):
+        blip2(tmp_path)(messages=[[assistant("b")]], images=[[picture(8, 8)]])
+
+
 def test_llava_next_ends_each_row_of_its_canvas_with_a_newline(tmp_path):
     """2 x 2 tokens a tile. Of 16 x 8 pixels: the whole, 4; and two tiles, 2 rows of 4 and a newline. Of 4 x 8 pixels,
     in the middle of the same canvas, two columns are shown."""

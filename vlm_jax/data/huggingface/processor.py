@@ -107,8 +107,8 @@ class HfProcessor:
 
     def _taught(self, messages: Messages) -> Script:
         end = self.tokenizer.special.get("eos_token")
-        if self.marks is not None and self.marks.asked(messages) is not None:
-            return Script(*self.marks.taught(messages, end))
+        if self.marks is not None and (written := self.marks.taught(messages, end)) is not None:
+            return Script(*written)
         text, spans = _has(self.template, "chat template").answers(messages)
         check_kept(messages, text)
         return Script(*ended(text, spans, self.tokenizer.special_texts, end), chat=True)

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
-from vlm_jax.weights.files import read_json, write_atomically
+from vlm_jax.data.files import read_json, write_atomically
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth")

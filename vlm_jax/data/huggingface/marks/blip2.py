@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, said, told
+from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, only_answer, said, told
 from vlm_jax.data.huggingface.template import Messages, Spans
 from vlm_jax.models.tokens import Fixed
 
@@ -17,12 +17,13 @@ from vlm_jax.models.tokens import Fixed
 class Blip2Marks(Marks):
     def asked(self, messages: Messages) -> str:
         questions = [said(message) for message in messages if message["role"] == "user"]
+        if not questions:
+            raise ValueError("BLIP-2 answers a user's question; give a message whose role is 'user'.")
         return f"Question: {questions[-1]} Answer:"
 
-    def taught(self, messages: Messages, end: str) -> tuple[str, Spans]:
-        if [message["role"] for message in messages] != ["user", "assistant"]:
-            raise ValueError("BLIP-2 learns one question and its answer; give a user's message and an assistant's.")
-        prompt, answer = self.asked(messages[:1]), f" {said(messages[1])}{end}"
+    def taught(self, messages: Messages, end: str | None) -> tuple[str, Spans]:
+        answer = " " + only_answer(messages, end, "BLIP-2")
+        prompt = self.asked(messages[:1])
         return prompt + answer, [(len(prompt), len(prompt + answer))]
 
     def marked(self, prompt: str, images: int) -> str:

@@ -73,9 +73,9 @@ class Marks:
         """The prompt of a conversation; None: it is the chat template's."""
         return None
 
-    def taught(self, messages: Messages, end: str) -> tuple[str, Spans]:
-        """Where `asked` is not None: a conversation to learn, and [start, end) of its answer with the `end` token."""
-        raise NotImplementedError
+    def taught(self, messages: Messages, end: str | None) -> tuple[str, Spans] | None:
+        """A conversation to learn, and [start, end) of its answer with the `end` token; None: the chat template's."""
+        return None
 
     def marked(self, prompt: str, images: int) -> str:
         """The prompt with a mark for each image, as the family's users may leave them out."""
@@ -102,6 +102,16 @@ def said(message: Mapping[str, Any]) -> str:
     """The text of a message, its images left out."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def only_answer(messages: Messages, end: str | None, model: str) -> str:
+    """The answer to the only question of a conversation, closed by `end`; raises ValueError for any other, and where
+    the tokenizer names no end."""
+    if [message["role"] for message in messages] != ["user", "assistant"]:
+        raise ValueError(f"{model} learns one question and its answer; give a user's message and an assistant's.")
+    if end is None:
+        raise ValueError("The tokenizer has no eos_token to end an answer; name one in tokenizer_config.json.")
+    return said(messages[1]) + end
 
 
 def shown(messages: Messages) -> int:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, said, shown, told
+from vlm_jax.data.huggingface.marks.marks import Files, Marks, Sizes, only_answer, said, shown, told
 from vlm_jax.data.huggingface.template import Messages, Spans
 from vlm_jax.models.tokens import Fixed
 
@@ -23,10 +23,9 @@ class PaliGemmaMarks(Marks):
     def asked(self, messages: Messages) -> str:
         return self.mark * shown(messages) + "".join(map(said, messages))
 
-    def taught(self, messages: Messages, end: str) -> tuple[str, Spans]:
-        if [message["role"] for message in messages] != ["user", "assistant"]:
-            raise ValueError("PaliGemma learns one question and its answer; give a user's message and an assistant's.")
-        prompt, suffix = self.closed(self.asked(messages[:1])), said(messages[1]) + end
+    def taught(self, messages: Messages, end: str | None) -> tuple[str, Spans]:
+        suffix = only_answer(messages, end, "PaliGemma")
+        prompt = self.closed(self.asked(messages[:1]))
         return prompt + suffix, [(len(prompt), len(prompt + suffix))]
 
     def marked(self, prompt: str, images: int) -> str:

@@ -1,16 +1,20 @@
-"""Small files of a workdir: written whole or not at all, read with a sentence where they are damaged."""
+"""Small files: written whole or not at all, read with a sentence where they are damaged."""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from etils import epath
 
 
 def write_atomically(path: epath.Path, data: str | bytes) -> None:
-    """Writes beside and renames, so that a reader (or a kill) sees the old file or the new one, never a half."""
-    part = path.parent / f".{path.name}.part"
+    """Writes beside and renames, so that a reader (or a kill) sees the old file or the new one, never a half.
+
+    The name beside is this process's own: several may write the same file, as workers of one `prepare` do.
+    """
+    part = path.parent / f".{path.name}-{os.getpid()}.part"
     part.write_bytes(data.encode() if isinstance(data, str) else data)
     part.replace(path)
 
