@@ -58,6 +58,12 @@ def test_every_recipe_is_known_here_and_every_script_parses():
         assert subprocess.run(["bash", "-n", path]).returncode == 0, path
 
 
+@pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda script: script.name)
+def test_a_script_runs_as_the_readme_writes_it(script):
+    """By its name: a clone keeps the permission, or nothing starts."""
+    assert os.access(script, os.X_OK) and script.read_text().startswith("#!")
+
+
 def test_local_processes_know_of_each_other(run):
     code, calls, known = run("local.sh", "3", *ARGUMENTS, replaced=["python"])
     assert code == 0 and calls == [["python", "-m", "vlm_jax.train", *ARGUMENTS]] * 3
