@@ -18,6 +18,7 @@ import jax
 from etils import epath
 
 from vlm_jax import cli, config as configs
+from vlm_jax.data.files import read_json
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.records import Source
 from vlm_jax.data.registry import open_source
@@ -33,7 +34,6 @@ from vlm_jax.models.model import ModelConfig
 from vlm_jax.pretrained import load_pretrained
 from vlm_jax.training.cluster import on_first
 from vlm_jax.training.mesh import make_mesh
-from vlm_jax.data.files import read_json
 
 # task(config, params, processor, source, examples, batch) -> Result
 TASKS = {"zero_shot": zero_shot, "retrieval": retrieval, "caption": caption, "vqa": vqa}

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from vlm_jax import config as configs
 from vlm_jax.data import tokenizer as tokenizers
+from vlm_jax.data.files import read_json
 from vlm_jax.data.huggingface import loading as hf_processors
 from vlm_jax.data.huggingface.processor import HfProcessor
 from vlm_jax.data.processor import Processor
@@ -27,7 +28,6 @@ from vlm_jax.models.tokens import tokens_per_tile
 from vlm_jax.models.transformer import Params
 from vlm_jax.training.sharding import state_shardings
 from vlm_jax.weights.checkpoints import open_existing
-from vlm_jax.data.files import read_json
 from vlm_jax.weights.huggingface import folder, own
 from vlm_jax.weights.huggingface.folder import IMPORTED, Placement
 

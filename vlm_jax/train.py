@@ -19,6 +19,7 @@ from etils import epath
 
 from vlm_jax import cli, config as configs
 from vlm_jax.data import tokenizer as tokenizers
+from vlm_jax.data.files import read_json, write_atomically
 from vlm_jax.data.pipeline import RowsConfig, texts
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.registry import open_source
@@ -41,7 +42,6 @@ from vlm_jax.training.rules import flatten
 from vlm_jax.training.sharding import state_shardings
 from vlm_jax.training.state import adapted, sharded
 from vlm_jax.weights.checkpoints import Checkpoints
-from vlm_jax.data.files import read_json, write_atomically
 from vlm_jax.weights.init_from import check as check_init
 
 TOKENIZER_RECORDS = 2000  # what a run's own tokenizer is trained on

@@ -5,8 +5,8 @@ import json
 import pytest
 from etils import epath
 
-from vlm_jax.training.metrics import MetricsLog
 from vlm_jax.data.files import write_atomically
+from vlm_jax.training.metrics import MetricsLog
 
 
 @pytest.fixture

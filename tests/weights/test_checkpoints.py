@@ -10,9 +10,9 @@ import pytest
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from vlm_jax.data.files import read_json, write_atomically
 from vlm_jax.training.mesh import MeshConfig, make_mesh
 from vlm_jax.weights.checkpoints import Checkpoints, open_existing
-from vlm_jax.data.files import read_json, write_atomically
 
 META = {"stage": "align", "step": 3}
 

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 import vlm_jax
 from vlm_jax import config as configs
 from experiments import parity
+from vlm_jax.data.files import read_json
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.transformer import TransformerConfig
-from vlm_jax.data.files import read_json
 from vlm_jax.weights.huggingface.folder import load_config
 from vlm_jax.weights.huggingface.families.registry import FAMILIES, family_of
 

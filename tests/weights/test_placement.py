@@ -6,9 +6,9 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 import vlm_jax
+from vlm_jax.data.files import read_json
 from vlm_jax.models.model import abstract_params
 from vlm_jax.training.mesh import MeshConfig, make_mesh
-from vlm_jax.data.files import read_json
 from vlm_jax.weights.huggingface import safetensors
 from vlm_jax.weights.huggingface.families.registry import family_of
 from vlm_jax.weights.huggingface.table import import_params

@@ -10,10 +10,10 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from vlm_jax.data.files import read_json, write_atomically
 from vlm_jax.data.token_ids import TokenIds
 from vlm_jax.models.model import ModelConfig, abstract_params
 from vlm_jax.models.transformer import Params
-from vlm_jax.data.files import read_json, write_atomically
 from vlm_jax.weights.huggingface import safetensors
 from vlm_jax.weights.huggingface.families.registry import family_of
 from vlm_jax.weights.huggingface.family import Family, HfConfig

@@ -12,10 +12,10 @@ import jax
 from etils import epath
 from flax import traverse_util
 
+from vlm_jax.data.files import read_json
 from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.model import ModelConfig, abstract_params
 from vlm_jax.models.transformer import Params
-from vlm_jax.data.files import read_json
 from vlm_jax.weights.huggingface import folder, projector, safetensors
 from vlm_jax.weights.huggingface.families import blip2, decoder
 from vlm_jax.weights.huggingface.table import Weight, import_params

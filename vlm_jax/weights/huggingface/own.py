@@ -8,13 +8,13 @@ from typing import Any
 import jax
 from etils import epath
 
+from vlm_jax.data.files import write_atomically
 from vlm_jax.data.images import ImageProcessor
 from vlm_jax.data.processor import Processor
 from vlm_jax.data.templates import ChatTemplate
 from vlm_jax.data.tokenizer import BOS, EOS, IMAGE, IMAGE_END, IMAGE_START, PAD
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.transformer import Params
-from vlm_jax.data.files import write_atomically
 from vlm_jax.weights.huggingface import folder as folders
 from vlm_jax.weights.huggingface.families import llava
 from vlm_jax.weights.huggingface.family import HfConfig

@@ -79,7 +79,7 @@ def config(hf: HfConfig) -> ModelConfig:
                          f"only one layer and 'default' are supported.")
     eyes = vision_config(hf["vision_config"], layer)
     connector = ConnectorConfig("norm_mlp", activation(hf["projector_hidden_act"]), norm_eps=PROJECTOR_EPS,
-                                reducer="pixel_shuffle", factor=int(1 / hf["downsample_ratio"]))
+                                reducer="pixel_shuffle", factor=round(1 / hf["downsample_ratio"]))
     part = hf["text_config"] | {"tie_word_embeddings": hf["tie_word_embeddings"]}
     whole = ModelConfig(vision=eyes, connector=connector, decoder=language(part, DEFAULT).config(part))
     tiles = AspectTiles((eyes.image_size,) * 2, num_visual_tokens(whole, eyes.image_size, eyes.image_size))

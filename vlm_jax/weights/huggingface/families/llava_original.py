@@ -14,11 +14,11 @@ from typing import Callable
 
 from etils import epath
 
+from vlm_jax.data.files import read_json
 from vlm_jax.models.connectors import ConnectorConfig
 from vlm_jax.models.model import ModelConfig
 from vlm_jax.models.tokens import AnyRes
 from vlm_jax.models.vit import ViTConfig
-from vlm_jax.data.files import read_json
 from vlm_jax.weights.huggingface.families import clip, decoder, encoder, llama, mistral
 from vlm_jax.weights.huggingface.families.llava import DEFAULTS as LLAVA
 from vlm_jax.weights.huggingface.family import Family, HfConfig
